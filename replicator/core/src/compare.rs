@@ -1,0 +1,171 @@
+//! The verdict on two replicas that meet: a pure function of what both said. It names what is safe to do, or why
+//! nothing is; it is the same on both sides, seen from each.
+
+use alloc::format;
+use alloc::string::String;
+
+use crate::config::Config;
+use crate::disk::superblock::DiskState;
+use crate::units::Sequence;
+use crate::wire::message::Hello;
+
+/// What follows from two hellos, as seen by the receiver of one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Neither is Primary; the session waits.
+    Idle,
+    /// I am Primary and stream to it, from behind this entry.
+    Source {
+        /// The last entry both hold.
+        common: Sequence,
+    },
+    /// It is Primary and will say where its stream begins.
+    Target,
+    /// It is Primary of a later reign, and nothing here was acknowledged without it: I step down.
+    StepDown,
+    /// It is Primary of an earlier reign and will step down; ask again.
+    AwaitStepDown,
+    /// Nothing is safe but an operator's decision; both sides stay as they are.
+    Refuse {
+        /// What is wrong and what to do.
+        reason: String,
+    },
+}
+
+fn refuse(reason: String) -> Verdict {
+    Verdict::Refuse { reason }
+}
+
+/// The verdict on a peer that said `theirs` to a replica that says `mine`.
+#[must_use]
+pub fn verdict(config: &Config, mine: &Hello, theirs: &Hello) -> Verdict {
+    if let Some(reason) = identity_conflict(config, mine, theirs) {
+        return refuse(reason);
+    }
+    match (mine.primary, theirs.primary) {
+        (false, false) => both_secondary(mine, theirs),
+        (true, true) => both_primary(mine, theirs),
+        (true, false) => match source_conflict(mine, theirs) {
+            Ok(common) => Verdict::Source { common },
+            Err(reason) => refuse(reason),
+        },
+        (false, true) => match source_conflict(theirs, mine) {
+            Ok(_) => Verdict::Target,
+            Err(reason) => refuse(reason),
+        },
+    }
+}
+
+/// Whether the two are no replicas of one volume, or not two.
+fn identity_conflict(config: &Config, mine: &Hello, theirs: &Hello) -> Option<String> {
+    if !config.peers.iter().any(|peer| peer.node == theirs.node) {
+        return Some(format!("node id {} is no replica of this volume in the configuration", theirs.node.0));
+    }
+    if mine.replica == theirs.replica {
+        return Some(String::from(
+            "the peer's replica has the identity of this one: one was copied from the other; create it anew",
+        ));
+    }
+    if (mine.volume_bytes, mine.block_bytes) != (theirs.volume_bytes, theirs.block_bytes) {
+        return Some(format!(
+            "the replicas differ in size: here {} bytes in blocks of {}, there {} bytes in blocks of {}",
+            mine.volume_bytes, mine.block_bytes, theirs.volume_bytes, theirs.block_bytes
+        ));
+    }
+    None
+}
+
+/// Where `target` can be continued from by the stream of `source`, or why it cannot. Written from the source's
+/// point of view; the words name positions so that they are right on both sides.
+fn source_conflict(source: &Hello, target: &Hello) -> Result<Sequence, String> {
+    if target.promised > source.record.epoch {
+        return Err(format!(
+            "the Secondary has promised epoch {} to another promotion; the Primary's epoch is {}: demote it and \
+             promote again, or finish the other promotion",
+            target.promised, source.record.epoch
+        ));
+    }
+    if target.promised == source.record.epoch
+        && target.record.epoch == source.record.epoch
+        && target.record.reign != source.record.reign
+    {
+        return Err(format!(
+            "split brain: epoch {} was opened twice, by two promotions; both copies are kept as they are",
+            source.record.epoch
+        ));
+    }
+    if target.disk_state != DiskState::UpToDate || target.suspect {
+        return Err(format!(
+            "the Secondary's disk is {}{}: it needs a resync, or `holdfast create --force` to start it empty",
+            target.disk_state,
+            if target.suspect { " and suspect" } else { "" }
+        ));
+    }
+    let common = common_point(source, target)?;
+    if target.stable > common {
+        return Err(format!(
+            "split brain: the histories part after entry {common}, and the Secondary has acknowledged or applied \
+             entries up to {} that the Primary does not have; both copies are kept as they are",
+            target.stable
+        ));
+    }
+    if source.record.in_sync.contains(target.node) && target.head.position.sequence < source.applied {
+        return Err(format!(
+            "the Secondary returned at entry {}, below entry {} which it had acknowledged as durable: its disk was \
+             restored or lies; it needs a full verification",
+            target.head.position.sequence, source.applied
+        ));
+    }
+    if common < source.tail {
+        return Err(format!(
+            "the Secondary ends at entry {common}, but the Primary's journal begins after entry {}: it needs a \
+             resync, which the journal cannot give",
+            source.tail
+        ));
+    }
+    Ok(common)
+}
+
+fn common_point(source: &Hello, target: &Hello) -> Result<Sequence, String> {
+    let (last, other) = (source.head.position.sequence, target.head.position.sequence);
+    let common = source.history.common_point(last, &target.history, other).ok_or_else(|| {
+        String::from("the replicas' epoch histories have nothing in common that is still known: a full resync is needed")
+    })?;
+    if common == last && common == other && source.head.chain != target.head.chain {
+        return Err(format!("both logs end at entry {common} but their contents differ: a full verification is needed"));
+    }
+    Ok(common)
+}
+
+fn both_secondary(mine: &Hello, theirs: &Hello) -> Verdict {
+    match common_point(mine, theirs) {
+        Ok(common) if mine.stable > common && theirs.stable > common => refuse(format!(
+            "split brain: the histories part after entry {common} and both sides went on from there (to {} here, to \
+             {} there); both copies are kept as they are",
+            mine.stable, theirs.stable
+        )),
+        Ok(_) => Verdict::Idle,
+        Err(reason) => refuse(reason),
+    }
+}
+
+fn both_primary(mine: &Hello, theirs: &Hello) -> Verdict {
+    if mine.record.epoch == theirs.record.epoch {
+        return refuse(format!(
+            "split brain: both nodes are Primary in epoch {}; both copies are kept as they are",
+            mine.record.epoch
+        ));
+    }
+    let (older, newer) = if mine.record.epoch < theirs.record.epoch { (mine, theirs) } else { (theirs, mine) };
+    match common_point(newer, older) {
+        Ok(common) if older.stable <= common => {
+            if older.node == mine.node { Verdict::StepDown } else { Verdict::AwaitStepDown }
+        }
+        Ok(common) => refuse(format!(
+            "split brain: both nodes are Primary, in epochs {} and {}, and the older one went on alone after entry \
+             {common}; both copies are kept as they are",
+            older.record.epoch, newer.record.epoch
+        )),
+        Err(reason) => refuse(reason),
+    }
+}

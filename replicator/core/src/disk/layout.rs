@@ -1,0 +1,85 @@
+//! Where things lie in a journal device. Drawn in `docs/formats.md`.
+
+use thiserror::Error;
+
+use crate::limits::{RING_BYTES_MIN, VOLUME_BYTES_MAX};
+use crate::units::{PAGE_BYTES, RingOffset, SECTOR_BYTES};
+
+/// Where the two copies of the superblock lie.
+pub const SUPERBLOCK_AT: [u64; 2] = [0, 64 << 10];
+/// Bytes of one copy.
+pub const SUPERBLOCK_BYTES: usize = PAGE_BYTES;
+/// Where the space kept for the dirty maps begins.
+pub const MAPS_AT: u64 = 1 << 20;
+/// Peers for which map space is kept.
+const MAP_PEERS: u64 = 3;
+/// Bytes of the volume that one bit of a map stands for.
+const MAP_BLOCK_BYTES: u64 = 4096;
+
+/// The areas of a journal device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Bytes kept for the dirty maps: two copies for each of three peers.
+    pub maps_bytes: u64,
+    /// Where the ring begins.
+    pub ring_at: u64,
+    /// Bytes of the ring, a multiple of the page.
+    pub ring_bytes: u64,
+}
+
+/// Why a volume and a journal of the given sizes do not go together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum LayoutError {
+    /// The volume's size is no multiple of the sector, zero, or over the limit.
+    #[error("volume size {0} bytes: it must be a multiple of 512, above 0 and at most 1 PiB")]
+    VolumeSize(u64),
+    /// The journal leaves too little for its ring.
+    #[error("journal of {journal_bytes} bytes is too small for this volume: it needs at least {needed_bytes}")]
+    JournalTooSmall {
+        /// What it has.
+        journal_bytes: u64,
+        /// What it needs.
+        needed_bytes: u64,
+    },
+}
+
+impl Layout {
+    /// The layout of a journal of `journal_bytes` for a volume of `volume_bytes`.
+    ///
+    /// # Errors
+    /// [`LayoutError`] if they do not go together.
+    pub fn new(volume_bytes: u64, journal_bytes: u64) -> Result<Self, LayoutError> {
+        let sound = volume_bytes.is_multiple_of(SECTOR_BYTES) && (1..=VOLUME_BYTES_MAX).contains(&volume_bytes);
+        if !sound {
+            return Err(LayoutError::VolumeSize(volume_bytes));
+        }
+        let map_bytes = (volume_bytes.div_ceil(MAP_BLOCK_BYTES * 8)).next_multiple_of(PAGE_BYTES as u64);
+        let maps_bytes = 2 * MAP_PEERS * map_bytes;
+        let ring_at = MAPS_AT + maps_bytes;
+        let needed_bytes = ring_at + RING_BYTES_MIN;
+        if journal_bytes < needed_bytes {
+            return Err(LayoutError::JournalTooSmall { journal_bytes, needed_bytes });
+        }
+        let ring_bytes = (journal_bytes - ring_at) / PAGE_BYTES as u64 * PAGE_BYTES as u64;
+        Ok(Self { maps_bytes, ring_at, ring_bytes })
+    }
+
+    /// Where `offset` of the ring lies on the device.
+    #[must_use]
+    pub fn device_offset(&self, offset: RingOffset) -> u64 {
+        self.ring_at + offset.0 % self.ring_bytes
+    }
+
+    /// Bytes from `offset` to the physical end of the ring.
+    #[must_use]
+    pub fn bytes_to_end(&self, offset: RingOffset) -> u64 {
+        self.ring_bytes - offset.0 % self.ring_bytes
+    }
+
+    /// Where a frame of `bytes` that comes next at `offset` begins: frames do not wrap.
+    #[must_use]
+    pub fn place(&self, offset: RingOffset, bytes: u64) -> RingOffset {
+        let rest = self.bytes_to_end(offset);
+        if bytes <= rest { offset } else { offset.plus(rest) }
+    }
+}

@@ -1,0 +1,372 @@
+//! The superblock: what a replica must remember beside its log. Two copies, each with a sequence and a CRC;
+//! both are written and synced before anything outside relies on a change. Drawn in `docs/formats.md`.
+
+use core::fmt;
+
+use thiserror::Error;
+
+use crate::bytes::{Reader, Short, Writer};
+use crate::disk::layout::SUPERBLOCK_BYTES;
+use crate::history::{History, Reign};
+use crate::limits::HISTORY_MAX;
+use crate::units::{
+    Chain, Epoch, Incarnation, NodeId, NodeSet, Position, ReignId, RingOffset, Sequence, VolumeId,
+};
+
+const MAGIC: u64 = u64::from_le_bytes(*b"HOLDFAST");
+/// Version of the disk format; see the history in `docs/formats.md`.
+pub const DISK_VERSION: u16 = 1;
+const HISTORY_AT: usize = 1024;
+const REIGN_BYTES: usize = 48;
+const _: () = assert!(HISTORY_AT + HISTORY_MAX * REIGN_BYTES <= SUPERBLOCK_BYTES);
+
+/// State of a replica's copy of the data, in DRBD's words.
+///
+/// ```text
+/// Attaching --> UpToDate <--> Outdated
+///                  |  ^          |
+///                  v  |          v
+///     Failed <-- Inconsistent <--+        (any) --> Failed, Diskless
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum DiskState {
+    /// There is no copy here.
+    Diskless = 0,
+    /// The copy is being opened and its journal read.
+    Attaching = 1,
+    /// Its blocks are a mix of positions: a resync runs or was interrupted.
+    Inconsistent = 2,
+    /// A consistent earlier state, known to be behind.
+    Outdated = 3,
+    /// Everything acknowledged is here, as far as this replica knows.
+    #[default]
+    UpToDate = 4,
+    /// The disk reported an error that makes it unusable.
+    Failed = 5,
+}
+
+impl DiskState {
+    fn from_byte(byte: u8) -> Option<Self> {
+        Some(match byte {
+            0 => Self::Diskless,
+            1 => Self::Attaching,
+            2 => Self::Inconsistent,
+            3 => Self::Outdated,
+            4 => Self::UpToDate,
+            5 => Self::Failed,
+            _ => return None,
+        })
+    }
+
+    /// Decodes a state as it is sent between replicas.
+    #[must_use]
+    pub fn decode(byte: u8) -> Option<Self> {
+        Self::from_byte(byte)
+    }
+}
+
+impl fmt::Display for DiskState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Diskless => "Diskless",
+            Self::Attaching => "Attaching",
+            Self::Inconsistent => "Inconsistent",
+            Self::Outdated => "Outdated",
+            Self::UpToDate => "UpToDate",
+            Self::Failed => "Failed",
+        })
+    }
+}
+
+/// The committed configuration of a volume: who writes, and who holds every acknowledged write.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Record {
+    /// The reign.
+    pub epoch: Epoch,
+    /// Change of the record within the reign; every change adds one.
+    pub version: u64,
+    /// Who may write; `None` before the first promotion and after a demotion.
+    pub primary: Option<NodeId>,
+    /// Identity of the reign.
+    pub reign: ReignId,
+    /// Replicas that hold every acknowledged write, and durably every flushed one.
+    pub in_sync: NodeSet,
+}
+
+impl Record {
+    /// What orders records: a higher one replaces a lower one.
+    #[must_use]
+    pub fn order(&self) -> (Epoch, u64) {
+        (self.epoch, self.version)
+    }
+
+    pub(crate) fn encode(&self, writer: &mut Writer<'_>) {
+        let primary = self.primary.map_or(u8::MAX, |node| node.0);
+        writer.u64(self.epoch.0).u64(self.version).u128(self.reign.0);
+        writer.u32(self.in_sync.0).u8(primary).zeros(3);
+    }
+
+    pub(crate) fn decode(reader: &mut Reader<'_>) -> Result<Self, Short> {
+        let (epoch, version) = (Epoch(reader.u64()?), reader.u64()?);
+        let (reign, in_sync) = (ReignId(reader.u128()?), NodeSet(reader.u32()?));
+        let primary = reader.u8()?;
+        reader.skip(3)?;
+        let primary = (primary < 32).then_some(NodeId(primary));
+        Ok(Self { epoch, version, primary, reign, in_sync })
+    }
+}
+
+/// A place in the log and in the ring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogPoint {
+    /// Where in the ring the *next* frame lies.
+    pub ring_offset: RingOffset,
+    /// Position of the last entry before that place.
+    pub position: Position,
+    /// Chain after that entry.
+    pub chain: Chain,
+}
+
+impl LogPoint {
+    pub(crate) fn encode(&self, writer: &mut Writer<'_>) {
+        writer.u64(self.ring_offset.0).u64(self.position.epoch.0);
+        writer.u64(self.position.sequence.0).u128(self.chain.0);
+    }
+
+    pub(crate) fn decode(reader: &mut Reader<'_>) -> Result<Self, Short> {
+        let ring_offset = RingOffset(reader.u64()?);
+        let position = Position { epoch: Epoch(reader.u64()?), sequence: Sequence(reader.u64()?) };
+        Ok(Self { ring_offset, position, chain: Chain(reader.u128()?) })
+    }
+}
+
+/// The newest cut of the log: frames that were written before it, from `first` on, are not part of the log, whatever
+/// the ring still holds. Each frame's local part says after how many cuts it was written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cut {
+    /// How many cuts there have been.
+    pub count: u64,
+    /// First sequence that the newest one removed.
+    pub first: Sequence,
+}
+
+/// What a replica remembers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Superblock {
+    /// Grows with every write of the superblock; the higher of two sound copies counts.
+    pub sequence: u64,
+    /// The volume.
+    pub volume: VolumeId,
+    /// The cluster's incarnation.
+    pub incarnation: Incarnation,
+    /// The node whose replica this is.
+    pub node: NodeId,
+    /// Random identity of this copy, made once.
+    pub replica: u128,
+    /// Bytes of the volume.
+    pub volume_bytes: u64,
+    /// Bytes of the journal device when it was created.
+    pub journal_bytes: u64,
+    /// Smallest unit a client may address.
+    pub block_bytes: u32,
+    /// Upper bound of the bytes written to the ring and not yet applied; recovery looks that far for later marks.
+    pub window_bytes: u64,
+    /// Fingerprint of the backing disk: inode number of a file, 0 for a device.
+    pub disk_fingerprint: u64,
+    /// State of the copy.
+    pub disk_state: DiskState,
+    /// The copy must be verified before it is believed.
+    pub suspect: bool,
+    /// The process stopped in order: nothing was in flight.
+    pub clean: bool,
+    /// The replica cannot have lost volatile state since it last acknowledged.
+    pub proven: bool,
+    /// Boot id of the machine when the process last started.
+    pub boot_id: u128,
+    /// Highest epoch promised; lower ones are refused.
+    pub promised: Epoch,
+    /// The newest record this replica was told.
+    pub record: Record,
+    /// The newest cut.
+    pub cut: Cut,
+    /// Oldest frame that is still whole in the ring.
+    pub tail: LogPoint,
+    /// Everything up to here is in place on the disk, durably.
+    pub applied_through: LogPoint,
+    /// What was known stable.
+    pub stable: Sequence,
+    /// What was known durable in this journal.
+    pub durable: Sequence,
+    /// The position that the blocks are complete for while the copy is not UpToDate.
+    pub data_base: Position,
+    /// Nothing beyond this sequence is applied; 0 is no limit.
+    pub apply_limit: Sequence,
+    /// Names what clients are attached to; changes when a session must not go on.
+    pub export_generation: u64,
+    /// Bad superblock copies found and repaired so far.
+    pub repairs: u64,
+    /// The reigns of the log.
+    pub history: History,
+}
+
+/// Why bytes are not a superblock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum SuperblockError {
+    /// Fewer bytes than a superblock has.
+    #[error("the superblock is cut short")]
+    Short,
+    /// Not the magic number.
+    #[error("no superblock here (bad magic)")]
+    Magic,
+    /// A version this program does not know.
+    #[error("superblock version {0} is not known to this program (it knows {DISK_VERSION})")]
+    Version(u16),
+    /// The CRC does not match.
+    #[error("the superblock does not match its checksum")]
+    Crc,
+    /// A field outside its limits.
+    #[error("the superblock's {0} is out of bounds")]
+    Bounds(&'static str),
+}
+
+impl From<Short> for SuperblockError {
+    fn from(_: Short) -> Self {
+        Self::Short
+    }
+}
+
+impl Superblock {
+    /// Encodes one copy.
+    #[must_use]
+    pub fn encode(&self) -> [u8; SUPERBLOCK_BYTES] {
+        let mut bytes = [0; SUPERBLOCK_BYTES];
+        let mut writer = Writer::new(&mut bytes);
+        writer.u64(MAGIC).u32(0).u16(DISK_VERSION).u16(0).u64(self.sequence);
+        writer.u128(self.volume.0).u64(self.incarnation.0).u128(self.replica);
+        writer.u64(self.volume_bytes).u64(self.journal_bytes).u64(self.window_bytes);
+        writer.u64(self.disk_fingerprint).u32(self.block_bytes);
+        writer.u8(self.node.0).u8(self.disk_state as u8);
+        writer.u8(u8::from(self.suspect)).u8(u8::from(self.clean)).u8(u8::from(self.proven)).zeros(7);
+        writer.u128(self.boot_id).u64(self.promised.0);
+        self.record.encode(&mut writer);
+        writer.u64(self.cut.count).u64(self.cut.first.0);
+        self.tail.encode(&mut writer);
+        self.applied_through.encode(&mut writer);
+        writer.u64(self.stable.0).u64(self.durable.0);
+        writer.u64(self.data_base.epoch.0).u64(self.data_base.sequence.0);
+        writer.u64(self.apply_limit.0).u64(self.export_generation).u64(self.repairs);
+        writer.u32(u32::try_from(self.history.reigns().len()).expect("bounded"));
+        assert!(writer.written() <= HISTORY_AT, "the fields end before the history");
+        let mut writer = Writer::new(&mut bytes[HISTORY_AT..]);
+        encode_history(&self.history, &mut writer);
+        let crc = crc32fast::hash(&bytes[12..]);
+        bytes[8..12].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    /// Decodes one copy.
+    ///
+    /// # Errors
+    /// Whatever makes these bytes no superblock.
+    pub fn decode(bytes: &[u8]) -> Result<Self, SuperblockError> {
+        let bytes = bytes.get(..SUPERBLOCK_BYTES).ok_or(SuperblockError::Short)?;
+        let mut reader = Reader::new(bytes);
+        if reader.u64()? != MAGIC {
+            return Err(SuperblockError::Magic);
+        }
+        let (crc, version) = (reader.u32()?, reader.u16()?);
+        if version != DISK_VERSION {
+            return Err(SuperblockError::Version(version));
+        }
+        if crc32fast::hash(&bytes[12..]) != crc {
+            return Err(SuperblockError::Crc);
+        }
+        reader.skip(2)?;
+        let superblock = decode_fields(&mut reader, &bytes[HISTORY_AT..])?;
+        superblock.check()?;
+        Ok(superblock)
+    }
+
+    fn check(&self) -> Result<(), SuperblockError> {
+        let (tail, applied) = (self.tail.position.sequence, self.applied_through.position.sequence);
+        if tail > applied || self.tail.ring_offset > self.applied_through.ring_offset {
+            return Err(SuperblockError::Bounds("tail"));
+        }
+        if applied > self.stable || self.stable.0 > u64::MAX / 2 {
+            return Err(SuperblockError::Bounds("stable mark"));
+        }
+        if self.block_bytes != 512 && self.block_bytes != 4096 {
+            return Err(SuperblockError::Bounds("block size"));
+        }
+        if self.record.epoch > self.promised {
+            return Err(SuperblockError::Bounds("promise"));
+        }
+        if self.node.0 >= 32 {
+            return Err(SuperblockError::Bounds("node"));
+        }
+        Ok(())
+    }
+}
+
+fn decode_fields(reader: &mut Reader<'_>, history: &[u8]) -> Result<Superblock, SuperblockError> {
+    let mut sb = Superblock { sequence: reader.u64()?, ..Superblock::default() };
+    sb.volume = VolumeId(reader.u128()?);
+    sb.incarnation = Incarnation(reader.u64()?);
+    sb.replica = reader.u128()?;
+    (sb.volume_bytes, sb.journal_bytes, sb.window_bytes) = (reader.u64()?, reader.u64()?, reader.u64()?);
+    (sb.disk_fingerprint, sb.block_bytes, sb.node) = (reader.u64()?, reader.u32()?, NodeId(reader.u8()?));
+    sb.disk_state = DiskState::from_byte(reader.u8()?).ok_or(SuperblockError::Bounds("disk state"))?;
+    (sb.suspect, sb.clean, sb.proven) = (reader.u8()? != 0, reader.u8()? != 0, reader.u8()? != 0);
+    reader.skip(7)?;
+    sb.boot_id = reader.u128()?;
+    sb.promised = Epoch(reader.u64()?);
+    sb.record = Record::decode(reader)?;
+    sb.cut = Cut { count: reader.u64()?, first: Sequence(reader.u64()?) };
+    sb.tail = LogPoint::decode(reader)?;
+    sb.applied_through = LogPoint::decode(reader)?;
+    (sb.stable, sb.durable) = (Sequence(reader.u64()?), Sequence(reader.u64()?));
+    sb.data_base = Position { epoch: Epoch(reader.u64()?), sequence: Sequence(reader.u64()?) };
+    sb.apply_limit = Sequence(reader.u64()?);
+    (sb.export_generation, sb.repairs) = (reader.u64()?, reader.u64()?);
+    let count = reader.u32()?;
+    sb.history = decode_history(&mut Reader::new(history), count)?.ok_or(SuperblockError::Bounds("history"))?;
+    Ok(sb)
+}
+
+/// Appends the reigns of a history, oldest first.
+pub(crate) fn encode_history(history: &History, writer: &mut Writer<'_>) {
+    for reign in history.reigns() {
+        writer.u64(reign.epoch.0).u128(reign.reign.0).u64(reign.first.0).u128(reign.chain_before.0);
+    }
+}
+
+/// Reads `count` reigns; `None` if they are too many or out of order.
+pub(crate) fn decode_history(reader: &mut Reader<'_>, count: u32) -> Result<Option<History>, Short> {
+    let mut history = History::default();
+    if count as usize > HISTORY_MAX {
+        return Ok(None);
+    }
+    for _ in 0..count {
+        let (epoch, reign) = (Epoch(reader.u64()?), ReignId(reader.u128()?));
+        let (first, chain_before) = (Sequence(reader.u64()?), Chain(reader.u128()?));
+        if history.newest().is_some_and(|newest| epoch <= newest.epoch || first <= newest.first) {
+            return Ok(None);
+        }
+        history.push(Reign { epoch, reign, first, chain_before });
+    }
+    Ok(Some(history))
+}
+
+/// Which of two copies counts, and whether the other one must be repaired.
+///
+/// # Errors
+/// If neither is sound: what is wrong with the first.
+pub fn choose(copies: [&[u8]; 2]) -> Result<(Superblock, bool), SuperblockError> {
+    match copies.map(Superblock::decode) {
+        [Ok(a), Ok(b)] if a.sequence == b.sequence => Ok((a, false)),
+        [Ok(a), Ok(b)] => Ok((if a.sequence > b.sequence { a } else { b }, true)),
+        [Ok(sound), Err(_)] | [Err(_), Ok(sound)] => Ok((sound, true)),
+        [Err(error), Err(other)] => Err(if error == SuperblockError::Magic { other } else { error }),
+    }
+}

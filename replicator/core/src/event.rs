@@ -1,0 +1,202 @@
+//! Everything that can happen to a replica. The driver turns completions, messages and requests into events;
+//! the machine turns them into [`Command`](crate::command::Command)s.
+
+use alloc::string::String;
+
+use crate::units::{AdminId, Buffer, LinkId, NodeId, ReignId, RequestId, Span, Token};
+use crate::wire::envelope::Envelope;
+
+/// Result of an I/O: done in full, or the error number the kernel gave.
+pub type IoResult = Result<(), Errno>;
+
+/// An error number of the operating system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Errno(pub i32);
+
+/// How a range is zeroed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ZeroKind {
+    /// The space may be given back.
+    Trim,
+    /// The space stays allocated where the disk can do that.
+    Zeroes,
+}
+
+/// Something that happened.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// A client writes. The payload lies at `payload`, placed by
+    /// [`Machine::place_write`](crate::machine::Machine::place_write).
+    Write {
+        /// Names the request.
+        request: RequestId,
+        /// First byte in the volume.
+        offset: u64,
+        /// Where the payload lies in the arena.
+        payload: Span,
+        /// Answer only when durable everywhere.
+        fua: bool,
+    },
+    /// A client's payload was placed and will never be complete: its connection is gone.
+    WriteAbandoned {
+        /// What [`Machine::place_write`](crate::machine::Machine::place_write) returned.
+        payload: Span,
+    },
+    /// A client zeroes or trims a range.
+    Zero {
+        /// Names the request.
+        request: RequestId,
+        /// First byte in the volume.
+        offset: u64,
+        /// Bytes.
+        length: u64,
+        /// Which of the two.
+        kind: ZeroKind,
+        /// Answer only when durable everywhere.
+        fua: bool,
+    },
+    /// A client reads into `destination`, memory of the arena that the machine took for it with
+    /// [`Machine::take_buffer`](crate::machine::Machine::take_buffer).
+    Read {
+        /// Names the request.
+        request: RequestId,
+        /// First byte in the volume.
+        offset: u64,
+        /// Where the bytes go; its length is the length of the read.
+        destination: Span,
+    },
+    /// A client flushes: everything committed by now must be durable everywhere.
+    Flush {
+        /// Names the request.
+        request: RequestId,
+    },
+    /// The driver has handed over all it had this turn; frames may close.
+    TurnEnd,
+    /// [`Machine::next_timeout`](crate::machine::Machine::next_timeout) has come.
+    Timeout,
+
+    /// A journal write is done.
+    JournalWritten {
+        /// Of the command.
+        token: Token,
+        /// How it went.
+        result: IoResult,
+    },
+    /// A journal sync is done.
+    JournalSynced {
+        /// Of the command.
+        token: Token,
+        /// How it went.
+        result: IoResult,
+    },
+    /// A journal read is done.
+    JournalRead {
+        /// Of the command.
+        token: Token,
+        /// How it went.
+        result: IoResult,
+    },
+    /// A read of the backing disk is done.
+    DiskRead {
+        /// Of the command.
+        token: Token,
+        /// How it went.
+        result: IoResult,
+    },
+    /// A write or zeroing of the backing disk is done.
+    DiskWritten {
+        /// Of the command.
+        token: Token,
+        /// How it went.
+        result: IoResult,
+    },
+    /// A sync of the backing disk is done.
+    DiskSynced {
+        /// Of the command.
+        token: Token,
+        /// How it went.
+        result: IoResult,
+    },
+    /// Both copies of the superblock are written and synced, one after the other.
+    SuperblockWritten {
+        /// Of the command.
+        token: Token,
+        /// How it went.
+        result: IoResult,
+    },
+
+    /// A connection to `peer` stands and both ends have proven the secret.
+    LinkUp {
+        /// Names the connection.
+        link: LinkId,
+        /// Who is at the other end, as far as the driver knows; the hello is checked against it when it dialed.
+        peer: Option<NodeId>,
+    },
+    /// A message other than a frame arrived.
+    Message {
+        /// On which connection.
+        link: LinkId,
+        /// Its envelope, decoded.
+        envelope: Envelope,
+        /// Its body.
+        body: &'a [u8],
+    },
+    /// A frame arrived, in a buffer that
+    /// [`Machine::place_frame`](crate::machine::Machine::place_frame) gave.
+    Frame {
+        /// On which connection.
+        link: LinkId,
+        /// Its envelope, decoded.
+        envelope: Envelope,
+        /// Where it lies.
+        buffer: Buffer,
+    },
+    /// A frame's buffer was given and the frame will never be complete: the connection is gone.
+    FrameAbandoned {
+        /// What was given.
+        buffer: Buffer,
+    },
+    /// A frame has left: its bytes are no longer needed for sending.
+    FrameSent {
+        /// On which connection.
+        link: LinkId,
+        /// Of the command.
+        token: Token,
+    },
+    /// A connection is gone; nothing of it follows.
+    LinkDown {
+        /// Which.
+        link: LinkId,
+        /// Why, for the operator.
+        reason: String,
+    },
+
+    /// The operator wants something.
+    Admin {
+        /// Names the request.
+        id: AdminId,
+        /// What.
+        action: AdminAction,
+    },
+}
+
+/// What an operator may ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AdminAction {
+    /// Become Primary.
+    Promote {
+        /// Without the word of members that cannot be reached.
+        force: bool,
+        /// A fresh random identity for the reign.
+        reign: ReignId,
+    },
+    /// Become Secondary, with everything stable first.
+    Demote,
+    /// Take a member that is gone out of the in-sync set.
+    Shrink {
+        /// Whom.
+        node: NodeId,
+    },
+    /// Stop in order: everything journaled synced, applied as far as allowed, superblock clean.
+    Stop,
+}

@@ -1,0 +1,177 @@
+//! Apply: entries reach the backing disk, in whole frames, only up to a stable mark that is itself durable here.
+//! A batch of frames is reduced to the bytes that are still wanted, which are disjoint and so need no order;
+//! the next batch begins when the last one is done.
+
+use super::commit::each_extent;
+use super::{Io, Machine, index_of};
+use crate::command::Command;
+use crate::event::{Errno, IoResult};
+use crate::extents::{Content, Extents};
+use crate::frame;
+use crate::limits::FRAME_ENTRIES_MAX;
+use crate::units::{Buffer, Sequence, Span, Token};
+
+/// Frames one batch may have.
+const BATCH_FRAMES_MAX: u64 = 64;
+/// Bytes one batch may have.
+const BATCH_BYTES_MAX: u64 = 8 << 20;
+
+/// Entries on their way to the disk.
+#[derive(Debug)]
+pub(super) struct Apply {
+    extents: Extents,
+    /// Last frame of the batch under way.
+    batch_end: Option<u64>,
+    writes_left: u32,
+    /// A frame that recovery found is being read back into memory.
+    loading: Option<(u64, Buffer)>,
+}
+
+impl Apply {
+    pub(super) fn new() -> Self {
+        let capacity = 2 * (BATCH_FRAMES_MAX as usize * FRAME_ENTRIES_MAX) + 2;
+        Self { extents: Extents::new(capacity), batch_end: None, writes_left: 0, loading: None }
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.batch_end.is_none() && self.loading.is_none()
+    }
+
+    pub(super) fn is_loading(&self) -> bool {
+        self.loading.is_some()
+    }
+}
+
+impl Machine {
+    /// The last entry that may be applied now.
+    pub(super) fn apply_bound(&self) -> Sequence {
+        let bound = self.persist.durable_mark(&self.log).min(self.log.durable());
+        match self.meta.saved.apply_limit {
+            Sequence(0) => bound,
+            limit => bound.min(limit),
+        }
+    }
+
+    pub(super) fn pump_apply(&mut self, arena: &mut [u8]) {
+        if !self.apply.is_idle() || self.is_failed() {
+            return;
+        }
+        let bound = self.apply_bound();
+        let first = self.log.first_unapplied();
+        let mut bytes = 0;
+        let mut end = None;
+        self.apply.extents.clear();
+        for number in first..first + BATCH_FRAMES_MAX {
+            let Some(frame) = self.log.frame(number).copied() else { break };
+            if frame.last() > bound || number >= self.log.durable_number() || bytes > BATCH_BYTES_MAX {
+                break;
+            }
+            if frame.entries > 0 {
+                let Some(buffer) = frame.buffer else {
+                    if end.is_none() {
+                        self.load(number);
+                    }
+                    break;
+                };
+                if self.is_being_read(buffer, frame.first, arena) {
+                    break;
+                }
+                let extents = &mut self.apply.extents;
+                each_extent(buffer, frame.first, arena, |extent| extents.insert(extent));
+            }
+            bytes += u64::from(frame.total_bytes);
+            end = Some(number);
+        }
+        if let Some(end) = end {
+            self.start_batch(end);
+        }
+    }
+
+    /// A read from the disk that did not see these entries must not find them half written.
+    fn is_being_read(&self, buffer: Buffer, first: Sequence, arena: &[u8]) -> bool {
+        if self.reads.is_empty() {
+            return false;
+        }
+        let mut blocked = false;
+        each_extent(buffer, first, arena, |extent| {
+            blocked |= self.reads.blocks(extent.start, extent.end(), extent.sequence);
+        });
+        blocked
+    }
+
+    fn start_batch(&mut self, end: u64) {
+        let (volume_bytes, mut writes) = (self.meta.saved.volume_bytes, 0);
+        let Self { apply, commands, .. } = self;
+        apply.extents.overlapping(0, u64::MAX, |extent| {
+            assert!(extent.end() <= volume_bytes, "an entry's range was checked before it entered the log");
+            let token = Io::Apply.token(0);
+            writes += 1;
+            commands.push_back(match extent.content {
+                Content::Bytes { at } => {
+                    let len = usize::try_from(extent.len).expect("a payload");
+                    Command::WriteDisk { token, offset: extent.start, span: Span { start: at, len } }
+                }
+                Content::Zero(kind) => {
+                    Command::ZeroDisk { token, offset: extent.start, length: extent.len, kind }
+                }
+            });
+        });
+        self.counters.disk_writes += u64::from(writes);
+        self.apply.batch_end = Some(end);
+        self.apply.writes_left = writes;
+        if writes == 0 {
+            self.finish_batch();
+        }
+    }
+
+    pub(super) fn on_disk_written(&mut self, result: IoResult) {
+        self.apply.writes_left -= 1;
+        let sound = self.device_ok("writing the disk", result);
+        if sound && self.apply.writes_left == 0 && !self.is_failed() {
+            self.finish_batch();
+        }
+    }
+
+    fn finish_batch(&mut self) {
+        let end = self.apply.batch_end.take().expect("a batch was under way");
+        let last = self.log.frame(end).expect("a frame stays until it is applied").last();
+        let Self { apply, overlay, .. } = self;
+        if !overlay.is_empty() {
+            apply.extents.overlapping(0, u64::MAX, |extent| {
+                overlay.remove_through(extent.start, extent.end(), last);
+            });
+        }
+        let before = self.log.applied.ring_offset;
+        let pool = &mut self.pool;
+        self.log.mark_applied(end, |buffer| pool.give(buffer));
+        self.checkpoint.applied_bytes += self.log.applied.ring_offset.0 - before.0;
+    }
+
+    fn load(&mut self, number: u64) {
+        let frame = *self.log.frame(number).expect("the caller looked");
+        let Some(buffer) = self.pool.take(frame.total_bytes as usize) else { return };
+        self.apply.loading = Some((number, buffer));
+        let device_offset = self.log.layout.device_offset(frame.ring_offset);
+        let span = Span { start: buffer.start(), len: frame.total_bytes as usize };
+        self.push(Command::ReadJournal { token: Io::Load.token(number), device_offset, span });
+    }
+
+    pub(super) fn on_loaded(&mut self, token: Token, result: IoResult, arena: &mut [u8]) {
+        let (number, buffer) = self.apply.loading.take().expect("one load was under way");
+        assert!(number == index_of(token));
+        let bytes = &arena[buffer.span().range()];
+        let sound = result.is_ok()
+            && frame::decode(bytes).is_ok_and(|header| {
+                let expected = self.log.frame(number).expect("a frame stays until it is applied");
+                header.first == expected.first
+                    && header.chain_after == expected.chain_after
+                    && frame::check_payloads(bytes, &header).is_ok()
+            });
+        if sound {
+            self.log.frame_mut(number).expect("checked").buffer = Some(buffer);
+        } else {
+            self.pool.give(buffer);
+            self.fail_device("reading back the journal", result.err().unwrap_or(Errno(5)));
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! Following: a Secondary cuts what the Primary does not have, promises its epoch, takes its frames in order, and
+//! acknowledges what it holds.
+
+use alloc::format;
+use alloc::string::ToString;
+
+use super::Machine;
+use super::greet::Place;
+use super::peer::LinkState;
+use crate::command::{Command, Report};
+use crate::disk::superblock::{Cut, Record};
+use crate::frame::{self, EntryKind, FrameHeader};
+use crate::history::Reign;
+use crate::units::{Buffer, LinkId, Sequence};
+use crate::wire::envelope::{Envelope, MessageKind};
+use crate::wire::message::{Ack, Start};
+
+impl Machine {
+    pub(super) fn on_start(&mut self, index: usize, envelope: &Envelope, start: Start) {
+        let place = Place::Peer(index);
+        if self.link_mut(place).state != LinkState::Awaiting {
+            self.close(place, "a stream began out of order", true);
+            return;
+        }
+        let (saved, last) = (self.meta.saved, self.log.last());
+        let record = start.record;
+        if record.epoch < self.meta.current.promised {
+            let reason = format!("epoch {} is over: this replica promised {}", record.epoch, saved.promised);
+            self.refuse(place, reason);
+        } else if record.epoch == saved.record.epoch && record.reign != saved.record.reign {
+            self.refuse(place, format!("split brain: epoch {} was opened twice", record.epoch));
+        } else if start.common > last || envelope.epoch != record.epoch || record.order() < saved.record.order() {
+            self.close(place, "the start of the stream does not fit this log", true);
+        } else if start.common < self.stable.min(last) {
+            // The Primary checked this, too; nothing below the stable mark is ever cut.
+            let reason = format!("split brain: this copy holds stable entries beyond {}", start.common);
+            self.refuse(place, reason);
+        } else {
+            let link = self.link_mut(place);
+            link.acks_received = start.acks_received;
+            link.become_state(LinkState::Cutting { common: start.common, record, saved: None });
+        }
+    }
+
+    /// Cuts the log when nothing is under way, stores the promise and the cut, and only then acknowledges.
+    pub(super) fn advance_cut(&mut self, index: usize) {
+        let place = Place::Peer(index);
+        let LinkState::Cutting { common, record, saved } = self.link_mut(place).state else { return };
+        if let Some(saved) = saved {
+            if self.meta.is_saved(saved) {
+                self.link_mut(place).become_state(LinkState::Following);
+                self.send_ack(index);
+            }
+            return;
+        }
+        // What stays is made durable first: it may lie where an older cut's remains lay.
+        let busy = self.log.has_unwritten() || self.log.has_undurable() || self.apply.is_loading();
+        // A Primary that stepped down may still be sending what it is about to cut.
+        let sending = self.log.is_held_beyond(common);
+        if busy || sending || self.persist.is_syncing() || self.is_failed() {
+            self.persist.want_sync(self.log.last());
+            return;
+        }
+        // The promise may have grown while the log was draining.
+        if record.epoch < self.meta.current.promised {
+            self.refuse(place, format!("epoch {} is over", record.epoch));
+            return;
+        }
+        if !self.cut_log(common) {
+            let reason = format!("no frame of this log ends at entry {common}: it needs a full verification");
+            self.refuse(place, reason);
+            return;
+        }
+        let current = &mut self.meta.current;
+        current.promised = current.promised.max(record.epoch);
+        current.record = record;
+        let saved = Some(self.meta.change());
+        self.link_mut(place).become_state(LinkState::Cutting { common, record, saved });
+    }
+
+    fn cut_log(&mut self, common: Sequence) -> bool {
+        let was = self.log.head.position;
+        assert!(common >= self.persist.durable_mark(&self.log).min(was.sequence), "nothing stable is cut");
+        let pool = &mut self.pool;
+        if !self.log.truncate(common, |buffer| pool.give(buffer)) {
+            return false;
+        }
+        self.persist.history.truncate(common);
+        self.persist.limit_wish(common);
+        self.meta.current.durable = self.meta.current.durable.min(common);
+        self.recovered_end = self.recovered_end.min(common);
+        self.committed = self.committed.min(common);
+        if was.sequence > common {
+            let count = self.meta.current.cut.count + 1;
+            self.meta.current.cut = Cut { count, first: common.next() };
+            self.report(Report::Cut { common: self.log.head.position, was });
+        }
+        true
+    }
+
+    /// Takes over what the Primary knows, as far as this log reaches.
+    fn learn(&mut self, envelope: &Envelope) {
+        let last = self.log.last();
+        self.committed = self.committed.max(envelope.committed.min(last));
+        self.stable = self.stable.max(envelope.stable.min(last));
+        if !self.meta.current.proven && self.log.journaled() >= envelope.committed {
+            self.meta.current.proven = true;
+            self.meta.change();
+        }
+    }
+
+    fn is_of_session(&self, index: usize, envelope: &Envelope) -> bool {
+        let record = &self.meta.saved.record;
+        let link = self.peers[index].link.as_ref().expect("the caller looked");
+        link.state == LinkState::Following
+            && envelope.session == link.peer_session
+            && envelope.epoch == record.epoch
+            && envelope.reign == record.reign
+            && envelope.epoch >= self.meta.current.promised
+    }
+
+    pub(super) fn on_mark(&mut self, index: usize, envelope: &Envelope) {
+        if !self.is_of_session(index, envelope) {
+            return;
+        }
+        self.learn(envelope);
+        if envelope.sync {
+            self.persist.want_sync(self.log.last());
+        }
+    }
+
+    pub(super) fn on_frame(&mut self, id: LinkId, envelope: Envelope, buffer: Buffer, arena: &mut [u8]) {
+        let now = self.now;
+        let place = self.find_link(id);
+        if let Some(place) = place {
+            self.link_mut(place).heard_at = now;
+        }
+        match place {
+            Some(Place::Peer(index)) if self.is_of_session(index, &envelope) && !self.is_failed() => {
+                self.learn(&envelope);
+                self.accept(index, envelope, buffer, arena);
+            }
+            Some(place) => {
+                // What is fenced off is not even read. A sender that goes on under an old epoch is told.
+                self.pool.give(buffer);
+                if self.link_mut(place).state == LinkState::Following {
+                    self.close(place, "frames of a session or an epoch that is over", true);
+                }
+            }
+            None => self.pool.give(buffer),
+        }
+    }
+
+    fn accept(&mut self, index: usize, envelope: Envelope, buffer: Buffer, arena: &mut [u8]) {
+        match self.check_frame(&envelope, buffer, arena) {
+            Err(reason) => {
+                self.pool.give(buffer);
+                self.close(Place::Peer(index), &reason, true);
+            }
+            Ok(header) => {
+                let tail = self.meta.saved.tail.ring_offset;
+                if self.log.place(tail, u64::from(header.total_bytes), false).is_none() {
+                    let id = self.link_mut(Place::Peer(index)).id;
+                    self.parked.push_back((id, envelope, buffer));
+                    return;
+                }
+                self.take_frame(&envelope, &header, buffer, arena);
+            }
+        }
+    }
+
+    fn take_frame(&mut self, envelope: &Envelope, header: &FrameHeader, buffer: Buffer, arena: &mut [u8]) {
+        let block = &arena[buffer.span().range()];
+        let first = frame::entries(block, header).next();
+        if let Some(Ok(entry)) = first.filter(|entry| entry.is_ok_and(|entry| entry.kind == EntryKind::EpochStart)) {
+            assert!(entry.kind == EntryKind::EpochStart);
+            self.persist.history.push(Reign {
+                epoch: header.epoch,
+                reign: header.reign,
+                first: header.first,
+                chain_before: header.chain_before,
+            });
+        }
+        self.write_frame(header, buffer, true, arena);
+        self.learn(envelope);
+        if envelope.sync {
+            self.persist.want_sync(header.last());
+        }
+    }
+
+    /// Everything a frame must be before it enters the log.
+    fn check_frame(
+        &self,
+        envelope: &Envelope,
+        buffer: Buffer,
+        arena: &[u8],
+    ) -> Result<FrameHeader, alloc::string::String> {
+        let bytes = &arena[buffer.span().range()];
+        let header = frame::decode(bytes).map_err(|error| format!("a damaged frame: {error}"))?;
+        if header.total_bytes != envelope.body_bytes || buffer.len_bytes() != header.total_bytes as usize {
+            return Err("a frame whose length is not what its envelope says".to_string());
+        }
+        if header.volume != self.config.volume || header.entries == 0 || header.epoch > envelope.epoch {
+            return Err("a frame that does not belong here".to_string());
+        }
+        if header.first != self.log.last().next() || header.chain_before != self.log.head.chain {
+            return Err(format!("frame {} does not follow entry {}", header.first, self.log.last()));
+        }
+        if header.epoch < self.log.head.position.epoch {
+            return Err("a frame of an older epoch than this log's end".to_string());
+        }
+        let starts_epoch = self.log.head.position.epoch != header.epoch;
+        for (place, entry) in frame::entries(bytes, &header).enumerate() {
+            let entry = entry.map_err(|error| format!("a damaged frame: {error}"))?;
+            let is_start = entry.kind == EntryKind::EpochStart;
+            if is_start != (starts_epoch && place == 0) || (is_start && header.entries != 1) {
+                return Err("an epoch that does not begin with its start".to_string());
+            }
+            let end = entry.offset.saturating_add(entry.length);
+            if entry.kind == EntryKind::Resize || (entry.has_range() && end > self.meta.saved.volume_bytes) {
+                return Err("an entry beyond the end of the volume".to_string());
+            }
+        }
+        frame::check_payloads(bytes, &header).map_err(|error| format!("a damaged frame: {error}"))?;
+        Ok(header)
+    }
+
+    /// Takes the frames that found no room in the ring before.
+    pub(super) fn unpark(&mut self, arena: &mut [u8]) {
+        while let Some((id, envelope, buffer)) = self.parked.front().copied() {
+            let header = frame::decode_trusted(&arena[buffer.span().range()]);
+            let tail = self.meta.saved.tail.ring_offset;
+            if self.log.place(tail, u64::from(header.total_bytes), false).is_none() {
+                return;
+            }
+            self.parked.pop_front();
+            self.on_frame(id, envelope, buffer, arena);
+        }
+    }
+
+    fn my_ack(&self) -> Ack {
+        Ack {
+            received: self.log.last(),
+            journaled: self.log.journaled(),
+            durable: self.log.durable(),
+            applied: self.log.applied.position.sequence,
+        }
+    }
+
+    pub(super) fn send_ack_if_due(&mut self, index: usize) {
+        let ack = self.my_ack();
+        let link = self.link_mut(Place::Peer(index));
+        let old = link.acked;
+        let news = ack.journaled != old.journaled
+            || ack.durable != old.durable
+            || (link.acks_received && ack.received != old.received);
+        if news {
+            self.send_ack(index);
+        }
+    }
+
+    pub(super) fn send_ack(&mut self, index: usize) {
+        let (ack, now) = (self.my_ack(), self.now);
+        let saved = &self.meta.saved;
+        assert!(saved.promised == self.meta.current.promised || self.role.is_sealing(), "a promise is stored first");
+        assert!(saved.record.epoch >= saved.promised, "acknowledgements serve the promised epoch");
+        let link = self.link_mut(Place::Peer(index));
+        link.acked = ack;
+        link.said_at = now;
+        let (id, session) = (link.id, link.session);
+        let envelope = self.envelope_of(session, MessageKind::Ack, false);
+        self.push(Command::SendAck { link: id, envelope, ack });
+    }
+
+    pub(super) fn on_record(&mut self, index: usize, record: Record) {
+        let saved = self.meta.current.record;
+        let link = self.link_mut(Place::Peer(index));
+        let follows = link.state == LinkState::Following;
+        if follows && record.epoch == saved.epoch && record.reign == saved.reign && record.version > saved.version {
+            self.meta.current.record = record;
+            self.meta.change();
+        }
+    }
+}

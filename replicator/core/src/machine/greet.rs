@@ -1,0 +1,390 @@
+//! Links and hellos: who is at the other end, what follows from what both hold, and when a link is given up.
+
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::{String, ToString};
+
+use super::peer::{Link, LinkState};
+use super::{Io, Machine, index_of};
+use crate::command::{Command, Report};
+use crate::compare::{Verdict, verdict};
+use crate::units::{LinkId, NodeId, Sequence, Token};
+use crate::wire::envelope::{Envelope, MessageKind};
+use crate::wire::message::{Ack, Hello, Message};
+
+/// Where a link is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    Peer(usize),
+    Spare(usize),
+}
+
+impl Machine {
+    pub(super) fn find_link(&self, id: LinkId) -> Option<Place> {
+        let is = |link: &Link| link.id == id;
+        let peer = self.peers.iter().position(|peer| peer.link.as_ref().is_some_and(is));
+        peer.map(Place::Peer).or_else(|| self.spare_links.iter().position(is).map(Place::Spare))
+    }
+
+    pub(super) fn link_mut(&mut self, place: Place) -> &mut Link {
+        match place {
+            Place::Peer(index) => self.peers[index].link.as_mut().expect("found there"),
+            Place::Spare(index) => &mut self.spare_links[index],
+        }
+    }
+
+    pub(super) fn on_link_up(&mut self, id: LinkId, node: Option<NodeId>) {
+        let mut link = Link::new(id, self.now);
+        self.send_hello(&mut link, false);
+        let index = node.and_then(|node| self.peer_index(node));
+        match index {
+            Some(index) => self.adopt(index, link),
+            None => self.spare_links.push(link),
+        }
+    }
+
+    pub(super) fn peer_index(&self, node: NodeId) -> Option<usize> {
+        self.peers.iter().position(|peer| peer.config.node == node)
+    }
+
+    /// Makes `link` the peer's; an older one ends first, with everything that came on it.
+    fn adopt(&mut self, index: usize, link: Link) {
+        if let Some(old) = self.peers[index].link.take() {
+            self.spare_links.push(old);
+            let place = Place::Spare(self.spare_links.len() - 1);
+            self.close(place, "replaced by a newer connection", true);
+        }
+        self.lose(index);
+        self.peers[index].link = Some(link);
+    }
+
+    /// Notes that the peer takes no stream from here.
+    fn lose(&mut self, index: usize) {
+        self.peers[index].lost_since = self.now;
+    }
+
+    fn send_hello(&mut self, link: &mut Link, wants_reply: bool) {
+        let hello = Message::Hello(self.hello());
+        let envelope = self.envelope_of(link.session, MessageKind::Hello, wants_reply);
+        link.said_at = self.now;
+        self.push(Command::Send { link: link.id, envelope, message: Box::new(hello) });
+    }
+
+    /// What this replica says of itself: only what its disks hold.
+    pub(super) fn hello(&self) -> Hello {
+        let saved = &self.meta.saved;
+        let applied = self.log.applied.position.sequence;
+        Hello {
+            node: self.config.node,
+            replica: saved.replica,
+            volume_bytes: saved.volume_bytes,
+            block_bytes: saved.block_bytes,
+            primary: self.role.is_sequencing(),
+            proven: saved.proven,
+            suspect: self.meta.current.suspect,
+            disk_state: self.meta.current.disk_state,
+            promised: saved.promised,
+            record: saved.record,
+            head: self.log.head,
+            tail: self.log.tail().position.sequence,
+            stable: self.stable.min(self.log.last()).max(applied),
+            durable: self.log.durable(),
+            applied,
+            history: self.persist.history,
+        }
+    }
+
+    pub(super) fn envelope_of(&self, session: u64, kind: MessageKind, sync: bool) -> Envelope {
+        Envelope {
+            kind,
+            sync,
+            body_bytes: 0,
+            body_crc: 0,
+            incarnation: self.config.incarnation,
+            volume: self.config.volume,
+            session,
+            epoch: self.meta.saved.record.epoch,
+            reign: self.meta.saved.record.reign,
+            committed: self.committed,
+            stable: self.stable,
+        }
+    }
+
+    pub(super) fn send(&mut self, place: Place, message: Message, sync: bool) {
+        let now = self.now;
+        let link = self.link_mut(place);
+        link.said_at = now;
+        let (id, session) = (link.id, link.session);
+        let envelope = self.envelope_of(session, message.kind(), sync);
+        self.push(Command::Send { link: id, envelope, message: Box::new(message) });
+    }
+
+    /// Says hello again on every link, since what the last hello said is no longer so.
+    pub(super) fn greet_all(&mut self) {
+        for index in 0..self.peers.len() {
+            self.lose(index);
+            self.greet(index, true);
+        }
+    }
+
+    fn greet(&mut self, index: usize, wants_reply: bool) {
+        let Some(mut link) = self.peers[index].link.take() else { return };
+        if link.state != LinkState::Closing {
+            self.reset_stream(&mut link);
+            link.session += 1;
+            link.become_state(LinkState::Greeting);
+            self.send_hello(&mut link, wants_reply);
+        }
+        self.peers[index].link = Some(link);
+    }
+
+    /// Forgets the stream on a link: what was sent still goes out, what was acknowledged counts no more.
+    fn reset_stream(&mut self, link: &mut Link) {
+        link.ack = Ack::default();
+        link.acked = Ack::default();
+        (link.sync_asked, link.told, link.mark_due) = (Sequence(0), (Sequence(0), Sequence(0)), None);
+        link.place = None;
+        if let Some(mut chunk) = link.chunk.take() {
+            chunk.stale = true;
+            if chunk.reading || chunk.holds > 0 {
+                link.chunk = Some(chunk);
+            } else {
+                self.pool.give(chunk.buffer);
+            }
+        }
+        self.drop_parked(link.id);
+    }
+
+    fn drop_parked(&mut self, id: LinkId) {
+        let pool = &mut self.pool;
+        self.parked.retain(|(link, _, buffer)| {
+            if *link == id {
+                pool.give(*buffer);
+            }
+            *link != id
+        });
+    }
+
+    pub(super) fn close(&mut self, place: Place, reason: &str, retry: bool) {
+        let link = self.link_mut(place);
+        if link.state == LinkState::Closing {
+            return;
+        }
+        link.become_state(LinkState::Closing);
+        let id = link.id;
+        self.drop_parked(id);
+        if let Place::Peer(index) = place {
+            self.lose(index);
+        }
+        self.push(Command::CloseLink { link: id, reason: reason.to_string(), retry });
+    }
+
+    /// Ends a link over something that only an operator can settle.
+    pub(super) fn refuse(&mut self, place: Place, reason: String) {
+        self.send(place, Message::Refuse(reason.clone()), false);
+        self.stand_alone(place, reason);
+    }
+
+    fn stand_alone(&mut self, place: Place, reason: String) {
+        self.close(place, &reason, false);
+        if let Place::Peer(index) = place {
+            let peer = &mut self.peers[index];
+            let node = peer.config.node;
+            if peer.standalone.as_ref() != Some(&reason) {
+                peer.standalone = Some(reason.clone());
+                self.report(Report::Peer { node, text: format!("StandAlone: {reason}") });
+            }
+        }
+    }
+
+    pub(super) fn on_message(&mut self, id: LinkId, envelope: &Envelope, body: &[u8]) {
+        let Some(place) = self.find_link(id) else { return };
+        let now = self.now;
+        let link = self.link_mut(place);
+        if link.state == LinkState::Closing {
+            return;
+        }
+        link.heard_at = now;
+        if envelope.volume != self.config.volume || envelope.incarnation != self.config.incarnation {
+            let reason = "the peer speaks of another volume, or of another incarnation of the cluster";
+            self.refuse(place, reason.to_string());
+            return;
+        }
+        match Message::decode(envelope.kind, body) {
+            Ok(Message::Hello(hello)) => self.on_hello(place, envelope, hello),
+            Ok(message) => self.on_later_message(place, envelope, message),
+            Err(error) => self.close(place, &format!("the peer sent a message that is none: {error}"), true),
+        }
+    }
+
+    fn on_later_message(&mut self, place: Place, envelope: &Envelope, message: Message) {
+        let link = self.link_mut(place);
+        let Place::Peer(index) = place else {
+            self.close(place, "the peer did not say hello first", true);
+            return;
+        };
+        if link.state == LinkState::Greeting || envelope.session != link.peer_session {
+            // Of a session that is over; a refusal counts all the same.
+            if let Message::Refuse(reason) = message {
+                self.stand_alone(place, format!("the peer refuses: {reason}"));
+            }
+            return;
+        }
+        match message {
+            Message::Start(start) => self.on_start(index, envelope, start),
+            Message::Mark => self.on_mark(index, envelope),
+            Message::Ack(ack) => self.on_ack(index, ack),
+            Message::Seal(seal) => self.on_seal(index, seal),
+            Message::Sealed(sealed) => self.on_sealed(index, &sealed),
+            Message::Record(record) => self.on_record(index, record),
+            Message::Refuse(reason) => self.stand_alone(place, format!("the peer refuses: {reason}")),
+            Message::Ping => {}
+            Message::Hello(_) => unreachable!("told apart by the caller"),
+        }
+    }
+
+    fn on_hello(&mut self, place: Place, envelope: &Envelope, hello: Hello) {
+        let Some(index) = self.peer_index(hello.node) else {
+            self.refuse(place, format!("node id {} is no replica of this volume here", hello.node.0));
+            return;
+        };
+        let place = match place {
+            Place::Spare(spare) => {
+                let link = self.spare_links.swap_remove(spare);
+                self.adopt(index, link);
+                Place::Peer(index)
+            }
+            Place::Peer(known) if known == index => place,
+            Place::Peer(_) => {
+                let reason = format!("another node answers at this address: it says it is {}", hello.node);
+                self.refuse(place, reason);
+                return;
+            }
+        };
+        if envelope.sync {
+            self.greet(index, false);
+        }
+        let link = self.link_mut(place);
+        if link.state != LinkState::Greeting {
+            self.close(place, "a hello came out of order", true);
+            return;
+        }
+        link.peer_session = envelope.session;
+        link.hello = Some(Box::new(hello));
+        self.settle(index);
+    }
+
+    /// Acts on what both said.
+    fn settle(&mut self, index: usize) {
+        let place = Place::Peer(index);
+        let mine = self.hello();
+        let theirs = self.link_mut(place).hello.clone().expect("the caller stored it");
+        match verdict(&self.config, &mine, &theirs) {
+            Verdict::Idle | Verdict::AwaitStepDown => {
+                self.peers[index].standalone = None;
+                self.link_mut(place).become_state(LinkState::Idle);
+            }
+            Verdict::Source { common } => {
+                self.peers[index].standalone = None;
+                self.start_stream(index, common);
+            }
+            Verdict::Target => {
+                self.peers[index].standalone = None;
+                self.link_mut(place).become_state(LinkState::Awaiting);
+            }
+            Verdict::StepDown => {
+                self.report(Report::Role(format!(
+                    "stepping down: {} is Primary in epoch {}",
+                    theirs.node, theirs.record.epoch
+                )));
+                self.link_mut(place).become_state(LinkState::Idle);
+                self.leave_primary();
+            }
+            Verdict::Refuse { reason } => self.refuse(place, reason),
+        }
+    }
+
+    pub(super) fn on_link_down(&mut self, id: LinkId, reason: &str) {
+        let Some(place) = self.find_link(id) else { return };
+        self.drop_parked(id);
+        let link = match place {
+            Place::Spare(index) => self.spare_links.swap_remove(index),
+            Place::Peer(index) => {
+                let was = self.link_mut(place).state;
+                if was != LinkState::Closing {
+                    self.lose(index);
+                }
+                let node = self.peers[index].config.node;
+                self.report(Report::Peer { node, text: format!("disconnected: {reason}") });
+                self.role_link_lost(node);
+                self.peers[index].link.take().expect("found there")
+            }
+        };
+        for (token, _) in link.sends {
+            if Io::SendFrame.is(token) {
+                self.release_frame(token);
+            }
+        }
+        if let Some(mut chunk) = link.chunk {
+            chunk.holds = 0;
+            if chunk.reading {
+                self.orphan_chunks.push((id, chunk.buffer));
+            } else {
+                self.pool.give(chunk.buffer);
+            }
+        }
+    }
+
+    fn release_frame(&mut self, token: Token) {
+        if let Some(buffer) = self.log.unhold(index_of(token)) {
+            self.pool.give(buffer);
+        }
+    }
+
+    pub(super) fn on_frame_sent(&mut self, id: LinkId, token: Token) {
+        let place = self.find_link(id).expect("a link stays until it is down");
+        let link = self.link_mut(place);
+        let (first, bytes) = link.sends.pop_front().expect("a frame was handed over");
+        assert!(first == token, "frames of one link leave in order");
+        link.in_flight_bytes -= u64::from(bytes);
+        if Io::SendFrame.is(token) {
+            self.release_frame(token);
+            return;
+        }
+        let chunk = link.chunk.as_mut().expect("its frames were being sent");
+        chunk.holds -= 1;
+        if chunk.stale && chunk.holds == 0 && !chunk.reading {
+            let buffer = chunk.buffer;
+            link.chunk = None;
+            self.pool.give(buffer);
+        }
+    }
+
+    /// Gives up links from which nothing comes, or whose peer makes no progress; probes idle ones.
+    pub(super) fn check_links(&mut self) {
+        let (timeout_ms, ping_ms) = (self.config.peer_timeout_ms, self.config.ping_interval_ms);
+        let (now, last) = (self.now, self.log.last());
+        for index in 0..self.peers.len() {
+            let Some(link) = self.peers[index].link.as_mut() else { continue };
+            if link.state == LinkState::Closing {
+                continue;
+            }
+            if link.state != LinkState::Streaming || link.is_level(last) {
+                link.progress_at = now;
+            }
+            if now >= link.heard_at.plus_ms(timeout_ms) {
+                let reason = format!("nothing heard for {timeout_ms} ms");
+                self.close(Place::Peer(index), &reason, true);
+            } else if now >= link.progress_at.plus_ms(3 * timeout_ms) {
+                let reason = format!("it acknowledged nothing new for {} ms", 3 * timeout_ms);
+                self.close(Place::Peer(index), &reason, true);
+            } else if now >= link.said_at.plus_ms(ping_ms) {
+                if link.state == LinkState::Following {
+                    self.send_ack(index);
+                } else {
+                    self.send(Place::Peer(index), Message::Ping, false);
+                }
+            }
+        }
+    }
+}

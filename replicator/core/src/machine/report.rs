@@ -1,0 +1,75 @@
+//! What the machine says of itself.
+
+use super::Machine;
+use super::peer::LinkState;
+use crate::status::{Connection, PeerStatus, Role, Status};
+use crate::units::PAGE_BYTES;
+
+impl Machine {
+    /// What an operator may know.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let (meta, log) = (&self.meta, &self.log);
+        Status {
+            node: self.config.node,
+            role: if self.role.is_sequencing() { Role::Primary } else { Role::Secondary },
+            serving: self.is_serving(),
+            frozen: self.frozen.clone(),
+            disk_state: meta.current.disk_state,
+            suspect: meta.current.suspect,
+            proven: meta.current.proven,
+            volume_bytes: meta.saved.volume_bytes,
+            block_bytes: meta.saved.block_bytes,
+            record: meta.saved.record,
+            promised: meta.saved.promised,
+            head: log.head.position,
+            chain: log.head.chain,
+            journaled: log.journaled(),
+            durable: log.durable(),
+            committed: self.committed,
+            stable: self.stable,
+            applied: log.applied.position.sequence,
+            ring_bytes: log.layout.ring_bytes,
+            ring_used_bytes: log.used_bytes(),
+            arena_used_bytes: u64::from(self.pool.used_pages()) * PAGE_BYTES as u64,
+            arena_bytes: self.config.arena_bytes as u64,
+            superblock_repairs: meta.current.repairs,
+            peers: (0..self.peers.len()).map(|index| self.peer_status(index)).collect(),
+            counters: self.counters,
+        }
+    }
+
+    fn peer_status(&self, index: usize) -> PeerStatus {
+        let peer = &self.peers[index];
+        let hello = peer.link.as_ref().and_then(|link| link.hello.as_ref());
+        let role = |primary| if primary { Role::Primary } else { Role::Secondary };
+        PeerStatus {
+            node: peer.config.node,
+            protocol: peer.config.protocol,
+            connection: self.connection(index),
+            reason: peer.standalone.clone(),
+            role: hello.map(|hello| role(hello.primary)),
+            disk_state: hello.map(|hello| hello.disk_state),
+            member: self.meta.saved.record.in_sync.contains(peer.config.node),
+            ack: peer.ack(),
+        }
+    }
+
+    fn connection(&self, index: usize) -> Connection {
+        let peer = &self.peers[index];
+        match peer.link.as_ref().map(|link| (link.state, link)) {
+            _ if peer.standalone.is_some() => Connection::StandAlone,
+            None | Some((LinkState::Greeting | LinkState::Closing, _)) => Connection::Connecting,
+            Some((LinkState::Idle, _)) => Connection::Connected,
+            Some((LinkState::Starting | LinkState::Awaiting | LinkState::Cutting { .. }, _)) => Connection::CatchUp,
+            Some((LinkState::Streaming, link)) => {
+                let level = link.ack.journaled >= self.committed;
+                if level { Connection::Established } else { Connection::CatchUp }
+            }
+            Some((LinkState::Following, _)) => {
+                let level = self.log.journaled() >= self.committed;
+                if level { Connection::Established } else { Connection::CatchUp }
+            }
+        }
+    }
+}

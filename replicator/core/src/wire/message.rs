@@ -1,0 +1,311 @@
+//! The bodies of the messages between replicas, except frames. Each encodes into, and decodes from, the bytes
+//! behind an envelope; decoders are total. Drawn in `docs/formats.md`.
+
+use alloc::string::String;
+
+use thiserror::Error;
+
+use crate::bytes::{Reader, Short, Writer};
+use crate::disk::superblock::{DiskState, LogPoint, Record, decode_history, encode_history};
+use crate::history::History;
+use crate::limits::MESSAGE_BODY_BYTES_MAX;
+use crate::units::{Epoch, NodeId, Sequence};
+use crate::wire::envelope::MessageKind;
+
+/// What a replica tells a peer first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// The sender.
+    pub node: NodeId,
+    /// Identity of the sender's copy.
+    pub replica: u128,
+    /// Bytes of the volume.
+    pub volume_bytes: u64,
+    /// Smallest unit a client may address.
+    pub block_bytes: u32,
+    /// Whether it is Primary now.
+    pub primary: bool,
+    /// Whether it cannot have lost volatile state since it last acknowledged.
+    pub proven: bool,
+    /// Whether its copy must be verified.
+    pub suspect: bool,
+    /// State of its copy.
+    pub disk_state: DiskState,
+    /// Highest epoch it promised.
+    pub promised: Epoch,
+    /// The newest record it was told.
+    pub record: Record,
+    /// End of its log.
+    pub head: LogPoint,
+    /// Oldest sequence after which its journal still has every entry.
+    pub tail: Sequence,
+    /// What it knows stable: the upper bound of what may be applied on its disk.
+    pub stable: Sequence,
+    /// What its journal holds durably.
+    pub durable: Sequence,
+    /// What it has applied.
+    pub applied: Sequence,
+    /// The reigns of its log.
+    pub history: History,
+}
+
+/// A would-be primary's question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seal {
+    /// Names the attempt.
+    pub attempt: u64,
+    /// The epoch to promise.
+    pub epoch: Epoch,
+}
+
+/// A member's answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sealed {
+    /// The attempt answered.
+    pub attempt: u64,
+    /// Whether the epoch was promised; if not, `promised` is the higher one that stands.
+    pub granted: bool,
+    /// Highest epoch promised, this one included.
+    pub promised: Epoch,
+    /// The newest record it was told.
+    pub record: Record,
+    /// State of its copy.
+    pub disk_state: DiskState,
+    /// Whether it cannot have lost volatile state.
+    pub proven: bool,
+    /// Whether its copy must be verified.
+    pub suspect: bool,
+    /// End of its log.
+    pub head: LogPoint,
+    /// What it has applied.
+    pub applied: Sequence,
+}
+
+/// What a replica holds; cumulative.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ack {
+    /// Received into memory.
+    pub received: Sequence,
+    /// Written to the journal.
+    pub journaled: Sequence,
+    /// Durable in the journal.
+    pub durable: Sequence,
+    /// Applied to the disk.
+    pub applied: Sequence,
+}
+
+/// Where the stream to a replica begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// The last entry both hold; the replica cuts whatever it has beyond.
+    pub common: Sequence,
+    /// The record the stream serves.
+    pub record: Record,
+    /// Whether the primary counts what is only received (protocol B), and so wants to hear of it at once.
+    pub acks_received: bool,
+}
+
+/// A message body other than a frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "hellos are rare, and boxing one would hide its plain shape")]
+pub enum Message {
+    /// See [`Hello`].
+    Hello(Hello),
+    /// See [`Start`].
+    Start(Start),
+    /// No body.
+    Mark,
+    /// See [`Ack`].
+    Ack(Ack),
+    /// See [`Seal`].
+    Seal(Seal),
+    /// See [`Sealed`].
+    Sealed(Sealed),
+    /// The record changed.
+    Record(Record),
+    /// Why the sender will not talk.
+    Refuse(String),
+    /// No body.
+    Ping,
+}
+
+/// Why bytes are not the body they should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum MessageError {
+    /// The body ended before its fields did.
+    #[error("the message body is cut short")]
+    Short,
+    /// The body is longer than its fields.
+    #[error("the message body has {0} bytes too many")]
+    Long(usize),
+    /// The body's CRC does not match.
+    #[error("the message body does not match its checksum")]
+    Crc,
+    /// A field outside its limits.
+    #[error("the message's {0} is out of bounds")]
+    Bounds(&'static str),
+    /// A frame is not decoded here.
+    #[error("a frame came where a message was expected")]
+    Frame,
+}
+
+impl From<Short> for MessageError {
+    fn from(_: Short) -> Self {
+        Self::Short
+    }
+}
+
+impl Message {
+    /// The kind that goes into the envelope.
+    #[must_use]
+    pub fn kind(&self) -> MessageKind {
+        match self {
+            Self::Hello(_) => MessageKind::Hello,
+            Self::Start(_) => MessageKind::Start,
+            Self::Mark => MessageKind::Mark,
+            Self::Ack(_) => MessageKind::Ack,
+            Self::Seal(_) => MessageKind::Seal,
+            Self::Sealed(_) => MessageKind::Sealed,
+            Self::Record(_) => MessageKind::Record,
+            Self::Refuse(_) => MessageKind::Refuse,
+            Self::Ping => MessageKind::Ping,
+        }
+    }
+
+    /// Encodes the body into `bytes` and returns how many it took.
+    pub fn encode(&self, bytes: &mut [u8; MESSAGE_BODY_BYTES_MAX]) -> usize {
+        let mut writer = Writer::new(bytes);
+        match self {
+            Self::Hello(hello) => hello.encode(&mut writer),
+            Self::Start(start) => {
+                writer.u64(start.common.0);
+                start.record.encode(&mut writer);
+                writer.u8(u8::from(start.acks_received)).zeros(7);
+            }
+            Self::Ack(ack) => {
+                writer.u64(ack.received.0).u64(ack.journaled.0).u64(ack.durable.0).u64(ack.applied.0);
+            }
+            Self::Seal(seal) => {
+                writer.u64(seal.attempt).u64(seal.epoch.0);
+            }
+            Self::Sealed(sealed) => sealed.encode(&mut writer),
+            Self::Record(record) => record.encode(&mut writer),
+            Self::Refuse(reason) => {
+                let bytes = &reason.as_bytes()[..reason.floor_char_boundary(1024)];
+                writer.raw(bytes);
+            }
+            Self::Mark | Self::Ping => {}
+        }
+        writer.written()
+    }
+
+    /// Decodes a body of `kind`.
+    ///
+    /// # Errors
+    /// Whatever makes these bytes no such body.
+    pub fn decode(kind: MessageKind, body: &[u8]) -> Result<Self, MessageError> {
+        let mut reader = Reader::new(body);
+        let message = match kind {
+            MessageKind::Hello => Self::Hello(Hello::decode(&mut reader)?),
+            MessageKind::Start => {
+                let (common, record) = (Sequence(reader.u64()?), Record::decode(&mut reader)?);
+                let acks_received = reader.u8()? != 0;
+                reader.skip(7)?;
+                Self::Start(Start { common, record, acks_received })
+            }
+            MessageKind::Frame => return Err(MessageError::Frame),
+            MessageKind::Mark => Self::Mark,
+            MessageKind::Ack => Self::Ack(Ack {
+                received: Sequence(reader.u64()?),
+                journaled: Sequence(reader.u64()?),
+                durable: Sequence(reader.u64()?),
+                applied: Sequence(reader.u64()?),
+            }),
+            MessageKind::Seal => Self::Seal(Seal { attempt: reader.u64()?, epoch: Epoch(reader.u64()?) }),
+            MessageKind::Sealed => Self::Sealed(Sealed::decode(&mut reader)?),
+            MessageKind::Record => Self::Record(Record::decode(&mut reader)?),
+            MessageKind::Refuse => {
+                let text: String = String::from_utf8_lossy(body).chars().filter(|c| !c.is_control()).collect();
+                return Ok(Self::Refuse(text));
+            }
+            MessageKind::Ping => Self::Ping,
+        };
+        if reader.left() == 0 { Ok(message) } else { Err(MessageError::Long(reader.left())) }
+    }
+}
+
+impl Hello {
+    fn encode(&self, writer: &mut Writer<'_>) {
+        writer.u8(self.node.0).u8(u8::from(self.primary)).u8(u8::from(self.proven));
+        writer.u8(u8::from(self.suspect)).u8(self.disk_state as u8).zeros(3);
+        writer.u128(self.replica).u64(self.volume_bytes).u32(self.block_bytes).u64(self.promised.0);
+        self.record.encode(writer);
+        self.head.encode(writer);
+        writer.u64(self.tail.0).u64(self.stable.0).u64(self.durable.0).u64(self.applied.0);
+        writer.u32(u32::try_from(self.history.reigns().len()).expect("bounded"));
+        encode_history(&self.history, writer);
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, MessageError> {
+        let (node, primary) = (NodeId(reader.u8()?), reader.u8()? != 0);
+        let (proven, suspect) = (reader.u8()? != 0, reader.u8()? != 0);
+        let disk_state = DiskState::decode(reader.u8()?).ok_or(MessageError::Bounds("disk state"))?;
+        reader.skip(3)?;
+        let (replica, volume_bytes, block_bytes) = (reader.u128()?, reader.u64()?, reader.u32()?);
+        let promised = Epoch(reader.u64()?);
+        let record = Record::decode(reader)?;
+        let head = LogPoint::decode(reader)?;
+        let (tail, stable) = (Sequence(reader.u64()?), Sequence(reader.u64()?));
+        let (durable, applied) = (Sequence(reader.u64()?), Sequence(reader.u64()?));
+        let count = reader.u32()?;
+        let history = decode_history(reader, count)?.ok_or(MessageError::Bounds("history"))?;
+        let last = head.position.sequence;
+        if node.0 >= 32 || last.0 > u64::MAX / 2 {
+            return Err(MessageError::Bounds("node or position"));
+        }
+        if tail > last || durable > last || applied > stable || record.epoch > promised {
+            return Err(MessageError::Bounds("position"));
+        }
+        Ok(Self {
+            node,
+            replica,
+            volume_bytes,
+            block_bytes,
+            primary,
+            proven,
+            suspect,
+            disk_state,
+            promised,
+            record,
+            head,
+            tail,
+            stable,
+            durable,
+            applied,
+            history,
+        })
+    }
+}
+
+impl Sealed {
+    fn encode(&self, writer: &mut Writer<'_>) {
+        writer.u64(self.attempt).u64(self.promised.0);
+        self.record.encode(writer);
+        writer.u8(u8::from(self.granted)).u8(self.disk_state as u8);
+        writer.u8(u8::from(self.proven)).u8(u8::from(self.suspect)).zeros(4);
+        self.head.encode(writer);
+        writer.u64(self.applied.0);
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, MessageError> {
+        let (attempt, promised) = (reader.u64()?, Epoch(reader.u64()?));
+        let record = Record::decode(reader)?;
+        let (granted, state) = (reader.u8()? != 0, reader.u8()?);
+        let disk_state = DiskState::decode(state).ok_or(MessageError::Bounds("disk state"))?;
+        let (proven, suspect) = (reader.u8()? != 0, reader.u8()? != 0);
+        reader.skip(4)?;
+        let head = LogPoint::decode(reader)?;
+        let applied = Sequence(reader.u64()?);
+        Ok(Self { attempt, granted, promised, record, disk_state, proven, suspect, head, applied })
+    }
+}

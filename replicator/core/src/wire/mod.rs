@@ -1,0 +1,5 @@
+//! What two replicas say to each other.
+
+pub mod auth;
+pub mod envelope;
+pub mod message;
