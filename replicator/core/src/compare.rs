@@ -132,7 +132,9 @@ fn common_point(source: &Hello, target: &Hello) -> Result<Sequence, String> {
         String::from("the replicas' epoch histories have nothing in common that is still known: a full resync is needed")
     })?;
     if common == last && common == other && source.head.chain != target.head.chain {
-        return Err(format!("both logs end at entry {common} but their contents differ: a full verification is needed"));
+        return Err(format!(
+            "both logs end at entry {common} but their contents differ: a full verification is needed"
+        ));
     }
     Ok(common)
 }
@@ -156,10 +158,15 @@ fn both_primary(mine: &Hello, theirs: &Hello) -> Verdict {
             mine.record.epoch
         ));
     }
-    let (older, newer) = if mine.record.epoch < theirs.record.epoch { (mine, theirs) } else { (theirs, mine) };
+    let (older, newer) =
+        if mine.record.epoch < theirs.record.epoch { (mine, theirs) } else { (theirs, mine) };
     match common_point(newer, older) {
         Ok(common) if older.stable <= common => {
-            if older.node == mine.node { Verdict::StepDown } else { Verdict::AwaitStepDown }
+            if older.node == mine.node {
+                Verdict::StepDown
+            } else {
+                Verdict::AwaitStepDown
+            }
         }
         Ok(common) => refuse(format!(
             "split brain: both nodes are Primary, in epochs {} and {}, and the older one went on alone after entry \

@@ -311,7 +311,8 @@ fn check_entries(block: &[u8], header: &FrameHeader) -> Result<(), FrameError> {
     for entry in entries(block, header) {
         let entry = entry?;
         if entry.has_range() {
-            let aligned = entry.offset.is_multiple_of(SECTOR_BYTES) && entry.length.is_multiple_of(SECTOR_BYTES);
+            let aligned =
+                entry.offset.is_multiple_of(SECTOR_BYTES) && entry.length.is_multiple_of(SECTOR_BYTES);
             if !aligned || entry.length == 0 || entry.offset.checked_add(entry.length).is_none() {
                 return Err(FrameError::Bounds("range"));
             }

@@ -26,6 +26,7 @@ pub mod disk;
 pub mod event;
 pub mod extents;
 pub mod frame;
+pub mod fuzz;
 pub mod history;
 pub mod limits;
 pub mod log;

@@ -132,7 +132,9 @@ impl<'a, R: JournalReader> Scan<'a, R> {
     fn read(&mut self, offset: RingOffset, from: usize, to: usize) -> Result<(), RecoverError> {
         let device_offset = self.log.layout.device_offset(offset) + from as u64;
         let bytes = &mut self.bytes[from..to];
-        self.reader.read_at(device_offset, bytes).map_err(|errno| RecoverError::Device { device_offset, errno })
+        self.reader
+            .read_at(device_offset, bytes)
+            .map_err(|errno| RecoverError::Device { device_offset, errno })
     }
 
     fn run(&mut self) -> Result<(), RecoverError> {
@@ -157,7 +159,10 @@ impl<'a, R: JournalReader> Scan<'a, R> {
     }
 
     /// The frame at `at`, if a whole one lies there that continues the log.
-    fn frame_at(&mut self, at: RingOffset) -> Result<Result<(FrameHeader, LocalPart), FrameError>, RecoverError> {
+    fn frame_at(
+        &mut self,
+        at: RingOffset,
+    ) -> Result<Result<(FrameHeader, LocalPart), FrameError>, RecoverError> {
         let room = self.log.layout.bytes_to_end(at);
         let used = at.0.saturating_sub(self.superblock.tail.ring_offset.0);
         if room < FRAME_HEADER_BYTES as u64 || used + FRAME_HEADER_BYTES as u64 > self.log.layout.ring_bytes {
@@ -231,8 +236,11 @@ impl<'a, R: JournalReader> Scan<'a, R> {
             self.read(at, 0, piece)?;
             for place in (0..piece).step_by(PAGE_BYTES) {
                 let bytes = &self.bytes[place..piece];
-                let (Ok(header), Ok(local)) = (frame::decode(bytes), frame::decode_local(bytes)) else { continue };
-                let here = local.ring_offset == at.plus(place as u64) && header.volume == self.superblock.volume;
+                let (Ok(header), Ok(local)) = (frame::decode(bytes), frame::decode_local(bytes)) else {
+                    continue;
+                };
+                let here =
+                    local.ring_offset == at.plus(place as u64) && header.volume == self.superblock.volume;
                 if here && !self.is_cut(&header, &local) {
                     self.known_durable = self.known_durable.max(local.durable);
                 }
@@ -246,4 +254,3 @@ impl<'a, R: JournalReader> Scan<'a, R> {
         Err(RecoverError::Rot { sequence: last.next(), device_offset, why: self.stopped_by })
     }
 }
-

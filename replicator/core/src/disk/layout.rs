@@ -34,7 +34,9 @@ pub enum LayoutError {
     #[error("volume size {0} bytes: it must be a multiple of 512, above 0 and at most 1 PiB")]
     VolumeSize(u64),
     /// The journal leaves too little for its ring.
-    #[error("journal of {journal_bytes} bytes is too small for this volume: it needs at least {needed_bytes}")]
+    #[error(
+        "journal of {journal_bytes} bytes is too small for this volume: it needs at least {needed_bytes}"
+    )]
     JournalTooSmall {
         /// What it has.
         journal_bytes: u64,
@@ -49,7 +51,8 @@ impl Layout {
     /// # Errors
     /// [`LayoutError`] if they do not go together.
     pub fn new(volume_bytes: u64, journal_bytes: u64) -> Result<Self, LayoutError> {
-        let sound = volume_bytes.is_multiple_of(SECTOR_BYTES) && (1..=VOLUME_BYTES_MAX).contains(&volume_bytes);
+        let sound =
+            volume_bytes.is_multiple_of(SECTOR_BYTES) && (1..=VOLUME_BYTES_MAX).contains(&volume_bytes);
         if !sound {
             return Err(LayoutError::VolumeSize(volume_bytes));
         }

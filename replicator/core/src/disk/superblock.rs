@@ -330,7 +330,8 @@ fn decode_fields(reader: &mut Reader<'_>, history: &[u8]) -> Result<Superblock, 
     sb.apply_limit = Sequence(reader.u64()?);
     (sb.export_generation, sb.repairs) = (reader.u64()?, reader.u64()?);
     let count = reader.u32()?;
-    sb.history = decode_history(&mut Reader::new(history), count)?.ok_or(SuperblockError::Bounds("history"))?;
+    sb.history =
+        decode_history(&mut Reader::new(history), count)?.ok_or(SuperblockError::Bounds("history"))?;
     Ok(sb)
 }
 

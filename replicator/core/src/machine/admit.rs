@@ -48,7 +48,14 @@ impl Machine {
         self.drop_placed(payload);
     }
 
-    pub(super) fn on_zero(&mut self, request: RequestId, offset: u64, length: u64, kind: ZeroKind, fua: bool) {
+    pub(super) fn on_zero(
+        &mut self,
+        request: RequestId,
+        offset: u64,
+        length: u64,
+        kind: ZeroKind,
+        fua: bool,
+    ) {
         if let Err(error) = self.check_request(offset, length) {
             self.complete(request, Err(error));
             return;

@@ -57,7 +57,8 @@ impl Machine {
         let applied = self.log.applied;
         let behind = applied.ring_offset > self.checkpoint.covered.ring_offset;
         let due = self.checkpoint.applied_bytes >= self.config.checkpoint_bytes;
-        let tight = self.ring_is_tight() && (behind || self.next_tail(applied).ring_offset > self.log.tail().ring_offset);
+        let tight = self.ring_is_tight()
+            && (behind || self.next_tail(applied).ring_offset > self.log.tail().ring_offset);
         if tight || (behind && (due || self.role.is_stopping())) {
             self.checkpoint.phase = Phase::Syncing(applied);
             self.checkpoint.applied_bytes = 0;

@@ -4,9 +4,9 @@
 use super::{Machine, Pending};
 use crate::command::RequestError;
 use crate::config::Protocol;
+use crate::event::ZeroKind;
 use crate::extents::{Content, Extent};
 use crate::frame::{self, EntryKind};
-use crate::event::ZeroKind;
 use crate::units::{Buffer, NodeSet, Sequence};
 
 impl Machine {
@@ -57,7 +57,8 @@ impl Machine {
     /// Adds what has become committed to the view that reads take.
     pub(super) fn cover_committed(&mut self, arena: &[u8]) {
         while self.overlay_through < self.committed {
-            let number = self.log.find(self.overlay_through.next()).expect("unapplied entries are in the log");
+            let number =
+                self.log.find(self.overlay_through.next()).expect("unapplied entries are in the log");
             let frame = *self.log.frame(number).expect("found");
             if frame.last() > self.committed {
                 break;
@@ -110,7 +111,9 @@ impl Machine {
     /// cannot know.
     pub(super) fn fail_waiting(&mut self) {
         self.drop_gathered();
-        for pending in core::mem::take(&mut self.pending).into_iter().chain(core::mem::take(&mut self.flushes)) {
+        for pending in
+            core::mem::take(&mut self.pending).into_iter().chain(core::mem::take(&mut self.flushes))
+        {
             self.complete(pending.request, Err(RequestError::NotServing));
         }
         for (_, request) in core::mem::take(&mut self.zeros_waiting) {

@@ -29,13 +29,18 @@ impl Machine {
             self.refuse(place, reason);
         } else if record.epoch == saved.record.epoch && record.reign != saved.record.reign {
             self.refuse(place, format!("split brain: epoch {} was opened twice", record.epoch));
-        } else if start.common > last || envelope.epoch != record.epoch || record.order() < saved.record.order() {
+        } else if start.common > last
+            || envelope.epoch != record.epoch
+            || record.order() < saved.record.order()
+        {
             self.close(place, "the start of the stream does not fit this log", true);
         } else if start.common < self.stable.min(last) {
-            // The Primary checked this, too; nothing below the stable mark is ever cut.
-            let reason = format!("split brain: this copy holds stable entries beyond {}", start.common);
-            self.refuse(place, reason);
+            // Nothing below the stable mark is ever cut. What both said at the hello was judged there; this log has
+            // moved on since, following somebody else.
+            self.close(place, "this log moved on since the hello", true);
         } else {
+            // From here on no older stream moves this log, so that what is checked stays so.
+            self.promise(record.epoch, Some(index));
             let link = self.link_mut(place);
             link.acks_received = start.acks_received;
             link.become_state(LinkState::Cutting { common: start.common, record, saved: None });
@@ -61,19 +66,13 @@ impl Machine {
             self.persist.want_sync(self.log.last());
             return;
         }
-        // The promise may have grown while the log was draining.
-        if record.epoch < self.meta.current.promised {
-            self.refuse(place, format!("epoch {} is over", record.epoch));
-            return;
-        }
         if !self.cut_log(common) {
             let reason = format!("no frame of this log ends at entry {common}: it needs a full verification");
             self.refuse(place, reason);
             return;
         }
-        let current = &mut self.meta.current;
-        current.promised = current.promised.max(record.epoch);
-        current.record = record;
+        assert!(self.meta.current.promised == record.epoch, "a later promise closes this link");
+        self.meta.current.record = record;
         let saved = Some(self.meta.change());
         self.link_mut(place).become_state(LinkState::Cutting { common, record, saved });
     }
@@ -172,7 +171,9 @@ impl Machine {
     fn take_frame(&mut self, envelope: &Envelope, header: &FrameHeader, buffer: Buffer, arena: &mut [u8]) {
         let block = &arena[buffer.span().range()];
         let first = frame::entries(block, header).next();
-        if let Some(Ok(entry)) = first.filter(|entry| entry.is_ok_and(|entry| entry.kind == EntryKind::EpochStart)) {
+        if let Some(Ok(entry)) =
+            first.filter(|entry| entry.is_ok_and(|entry| entry.kind == EntryKind::EpochStart))
+        {
             assert!(entry.kind == EntryKind::EpochStart);
             self.persist.history.push(Reign {
                 epoch: header.epoch,
@@ -262,7 +263,10 @@ impl Machine {
     pub(super) fn send_ack(&mut self, index: usize) {
         let (ack, now) = (self.my_ack(), self.now);
         let saved = &self.meta.saved;
-        assert!(saved.promised == self.meta.current.promised || self.role.is_sealing(), "a promise is stored first");
+        assert!(
+            saved.promised == self.meta.current.promised || self.role.is_sealing(),
+            "a promise is stored first"
+        );
         assert!(saved.record.epoch >= saved.promised, "acknowledgements serve the promised epoch");
         let link = self.link_mut(Place::Peer(index));
         link.acked = ack;
@@ -276,7 +280,11 @@ impl Machine {
         let saved = self.meta.current.record;
         let link = self.link_mut(Place::Peer(index));
         let follows = link.state == LinkState::Following;
-        if follows && record.epoch == saved.epoch && record.reign == saved.reign && record.version > saved.version {
+        if follows
+            && record.epoch == saved.epoch
+            && record.reign == saved.reign
+            && record.version > saved.version
+        {
             self.meta.current.record = record;
             self.meta.change();
         }

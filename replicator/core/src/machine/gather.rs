@@ -226,11 +226,20 @@ impl Machine {
     }
 
     /// Gives a frame its place in this ring, completes its local part, and journals it.
-    pub(super) fn write_frame(&mut self, header: &FrameHeader, buffer: Buffer, control: bool, arena: &mut [u8]) {
+    pub(super) fn write_frame(
+        &mut self,
+        header: &FrameHeader,
+        buffer: Buffer,
+        control: bool,
+        arena: &mut [u8],
+    ) {
         let tail = self.meta.saved.tail.ring_offset;
         let total = u64::from(header.total_bytes);
         let ring_offset = self.log.place(tail, total, control).expect("the caller made sure of the room");
-        assert!(ring_offset.plus(total).0 - tail.0 <= self.log.layout.ring_bytes, "the ring never eats its tail");
+        assert!(
+            ring_offset.plus(total).0 - tail.0 <= self.log.layout.ring_bytes,
+            "the ring never eats its tail"
+        );
         let stable = self.stable.min(self.log.last());
         let cuts = self.meta.current.cut.count;
         let local = LocalPart { ring_offset, durable: self.log.durable(), stable, cuts };

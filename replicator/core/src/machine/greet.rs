@@ -182,16 +182,16 @@ impl Machine {
     /// Ends a link over something that only an operator can settle.
     pub(super) fn refuse(&mut self, place: Place, reason: String) {
         self.send(place, Message::Refuse(reason.clone()), false);
-        self.stand_alone(place, reason);
+        self.stand_alone(place, &reason);
     }
 
-    fn stand_alone(&mut self, place: Place, reason: String) {
-        self.close(place, &reason, false);
+    fn stand_alone(&mut self, place: Place, reason: &str) {
+        self.close(place, reason, false);
         if let Place::Peer(index) = place {
             let peer = &mut self.peers[index];
             let node = peer.config.node;
-            if peer.standalone.as_ref() != Some(&reason) {
-                peer.standalone = Some(reason.clone());
+            if peer.standalone.as_deref() != Some(reason) {
+                peer.standalone = Some(reason.to_string());
                 self.report(Report::Peer { node, text: format!("StandAlone: {reason}") });
             }
         }
@@ -226,7 +226,7 @@ impl Machine {
         if link.state == LinkState::Greeting || envelope.session != link.peer_session {
             // Of a session that is over; a refusal counts all the same.
             if let Message::Refuse(reason) = message {
-                self.stand_alone(place, format!("the peer refuses: {reason}"));
+                self.stand_alone(place, &format!("the peer refuses: {reason}"));
             }
             return;
         }
@@ -237,7 +237,7 @@ impl Machine {
             Message::Seal(seal) => self.on_seal(index, seal),
             Message::Sealed(sealed) => self.on_sealed(index, &sealed),
             Message::Record(record) => self.on_record(index, record),
-            Message::Refuse(reason) => self.stand_alone(place, format!("the peer refuses: {reason}")),
+            Message::Refuse(reason) => self.stand_alone(place, &format!("the peer refuses: {reason}")),
             Message::Ping => {}
             Message::Hello(_) => unreachable!("told apart by the caller"),
         }

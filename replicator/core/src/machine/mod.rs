@@ -147,7 +147,10 @@ impl Machine {
     /// A replica as recovery left it, a Secondary. Its first command stores that it runs.
     #[must_use]
     pub fn new(config: Config, recovered: Recovered, now: Instant) -> Self {
-        assert!(config.arena_bytes >= 8 << 20, "the configuration keeps the arena large enough for a few frames");
+        assert!(
+            config.arena_bytes >= 8 << 20,
+            "the configuration keeps the arena large enough for a few frames"
+        );
         let pool = Pool::new(config.arena_bytes);
         let peers = config.peers.iter().map(|peer| Peer::new(*peer, now)).collect();
         let stable = recovered.stable.min(recovered.log.last());
@@ -195,9 +198,13 @@ impl Machine {
         assert!(arena.len() == self.config.arena_bytes, "the arena is the configured one");
         self.now = now;
         match event {
-            Event::Write { request, offset, payload, fua } => self.on_write(request, offset, payload, fua, arena),
+            Event::Write { request, offset, payload, fua } => {
+                self.on_write(request, offset, payload, fua, arena);
+            }
             Event::WriteAbandoned { payload } => self.on_write_abandoned(payload),
-            Event::Zero { request, offset, length, kind, fua } => self.on_zero(request, offset, length, kind, fua),
+            Event::Zero { request, offset, length, kind, fua } => {
+                self.on_zero(request, offset, length, kind, fua);
+            }
             Event::Read { request, offset, destination } => self.on_read(request, offset, destination, arena),
             Event::Flush { request } => self.on_flush(request),
             Event::TurnEnd | Event::Timeout => self.pump(arena),
@@ -216,7 +223,9 @@ impl Machine {
         match event {
             Event::JournalWritten { token, result } => self.on_journal_written(token, result),
             Event::JournalSynced { result, .. } => self.on_journal_synced(result),
-            Event::JournalRead { token, result } if Io::Load.is(token) => self.on_loaded(token, result, arena),
+            Event::JournalRead { token, result } if Io::Load.is(token) => {
+                self.on_loaded(token, result, arena);
+            }
             Event::JournalRead { token, result } => self.on_chunk_read(token, result, arena),
             Event::DiskRead { token, result } => self.on_disk_read(token, result),
             Event::DiskWritten { result, .. } => self.on_disk_written(result),
@@ -344,7 +353,10 @@ impl Machine {
     /// The relations that hold after every pass, in production, too.
     fn check_invariants(&self) {
         let (applied, log) = (self.log.applied.position.sequence, &self.log);
-        assert!(self.meta.saved.applied_through.position.sequence <= applied, "a checkpoint is not ahead of apply");
+        assert!(
+            self.meta.saved.applied_through.position.sequence <= applied,
+            "a checkpoint is not ahead of apply"
+        );
         assert!(applied <= self.persist.durable_mark(log), "only what is known stable, durably, is applied");
         assert!(applied <= log.durable(), "only what is durable here is applied");
         assert!(log.durable() <= log.journaled() && log.journaled() <= log.last());

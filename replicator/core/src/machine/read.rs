@@ -98,7 +98,8 @@ impl Machine {
                 gaps.push((at, part.start));
             }
             at = part.end();
-            let to = destination.start + usize::try_from(part.start - offset).expect("within the destination");
+            let to =
+                destination.start + usize::try_from(part.start - offset).expect("within the destination");
             let len = usize::try_from(part.len).expect("within the destination");
             match part.content {
                 Content::Bytes { at } => arena.copy_within(at..at + len, to),

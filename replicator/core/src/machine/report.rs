@@ -61,7 +61,9 @@ impl Machine {
             _ if peer.standalone.is_some() => Connection::StandAlone,
             None | Some((LinkState::Greeting | LinkState::Closing, _)) => Connection::Connecting,
             Some((LinkState::Idle, _)) => Connection::Connected,
-            Some((LinkState::Starting | LinkState::Awaiting | LinkState::Cutting { .. }, _)) => Connection::CatchUp,
+            Some((LinkState::Starting | LinkState::Awaiting | LinkState::Cutting { .. }, _)) => {
+                Connection::CatchUp
+            }
             Some((LinkState::Streaming, link)) => {
                 let level = link.ack.journaled >= self.committed;
                 if level { Connection::Established } else { Connection::CatchUp }

@@ -15,10 +15,10 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use super::Machine;
 use super::gather::Gathered;
 use super::greet::Place;
 use super::peer::LinkState;
-use super::Machine;
 use crate::command::{AdminError, Command, Report};
 use crate::config::{OnPeerLoss, Protocol};
 use crate::disk::superblock::{DiskState, Record};
@@ -146,7 +146,7 @@ impl Machine {
         let hellos = self.peers.iter().filter_map(|peer| peer.link.as_ref()?.hello.as_ref());
         let seen = hellos.map(|hello| hello.promised.max(hello.record.epoch)).max().unwrap_or_default();
         let epoch = seen.max(self.meta.current.promised).next();
-        self.promise(epoch);
+        self.promise(epoch, None);
         let saved = self.meta.change();
         let mut waiting = NodeSet(0);
         let attempt = epoch.0 << 8 | u64::from(self.config.node.0);
@@ -157,7 +157,8 @@ impl Machine {
             }
         }
         let (answers, deadline) = (Vec::new(), self.now.plus_ms(PATIENCE_MS));
-        self.role = RoleState::Sealing(Attempt { id, force, reign, epoch, waiting, answers, saved, deadline });
+        self.role =
+            RoleState::Sealing(Attempt { id, force, reign, epoch, waiting, answers, saved, deadline });
     }
 
     /// Whether this replica may become Primary, as far as it can tell alone.
@@ -198,11 +199,11 @@ impl Machine {
         }
     }
 
-    /// Promises an epoch: no stream of an older one is followed from here on.
-    fn promise(&mut self, epoch: Epoch) {
-        assert!(epoch > self.meta.current.promised, "promises grow");
+    /// Promises an epoch: no stream but that of `except` is followed from here on.
+    pub(super) fn promise(&mut self, epoch: Epoch, except: Option<usize>) {
+        assert!(epoch >= self.meta.current.promised, "promises grow");
         self.meta.current.promised = epoch;
-        for index in 0..self.peers.len() {
+        for index in (0..self.peers.len()).filter(|index| Some(*index) != except) {
             let state = self.peers[index].link.as_ref().map(|link| link.state);
             if matches!(state, Some(LinkState::Following | LinkState::Cutting { .. } | LinkState::Awaiting)) {
                 self.close(Place::Peer(index), &format!("this replica has promised epoch {epoch}"), true);
@@ -211,12 +212,13 @@ impl Machine {
     }
 
     pub(super) fn on_seal(&mut self, index: usize, seal: Seal) {
-        let refused = self.role.is_sequencing() || self.is_failed() || seal.epoch <= self.meta.current.promised;
+        let refused =
+            self.role.is_sequencing() || self.is_failed() || seal.epoch <= self.meta.current.promised;
         if refused {
             self.send_sealed(index, seal.attempt, false);
             return;
         }
-        self.promise(seal.epoch);
+        self.promise(seal.epoch, None);
         self.persist.want_sync(self.log.last());
         let saved = self.meta.change();
         self.seal_answers.push((self.peers[index].config.node, seal.attempt, saved));
@@ -258,7 +260,9 @@ impl Machine {
     pub(super) fn on_sealed(&mut self, index: usize, sealed: &Sealed) {
         let node = self.peers[index].config.node;
         let RoleState::Sealing(attempt) = &mut self.role else { return };
-        if sealed.attempt == attempt.epoch.0 << 8 | u64::from(self.config.node.0) && attempt.waiting.contains(node) {
+        if sealed.attempt == attempt.epoch.0 << 8 | u64::from(self.config.node.0)
+            && attempt.waiting.contains(node)
+        {
             attempt.waiting = attempt.waiting.without(node);
             attempt.answers.push((node, *sealed));
         }
@@ -454,7 +458,8 @@ impl Machine {
         }
         let (last, told) = (self.log.last(), (self.committed, self.stable));
         let links = self.peers.iter().filter_map(super::peer::Peer::streaming);
-        let level = self.stable >= last && links.into_iter().all(|link| link.told == told && link.is_level(last));
+        let level =
+            self.stable >= last && links.into_iter().all(|link| link.told == told && link.is_level(last));
         let alone = self.counted().iter().any(|node| !self.is_streaming_to(node));
         if self.record_change.is_none() && (level || alone || self.now >= deadline) {
             let record = self.meta.current.record;
@@ -583,7 +588,8 @@ impl Machine {
             }
         }
         let names: Vec<_> = record.in_sync.iter().map(|node| format!("{node}")).collect();
-        let text = format!("in-sync set {} at epoch {} version {}", names.join(","), record.epoch, record.version);
+        let text =
+            format!("in-sync set {} at epoch {} version {}", names.join(","), record.epoch, record.version);
         if let Some(id) = self.shrink_answer.take() {
             self.answer_admin(id, Ok(text.clone()));
         }
@@ -625,9 +631,9 @@ impl Machine {
         let record = self.meta.saved.record;
         let (committed, stable) = (self.committed, self.stable);
         let ready = self.peers.iter_mut().find(|peer| {
-            let level = peer.streaming().is_some_and(|link| {
-                link.ack.journaled >= committed && link.ack.durable >= stable
-            });
+            let level = peer
+                .streaming()
+                .is_some_and(|link| link.ack.journaled >= committed && link.ack.durable >= stable);
             !record.in_sync.contains(peer.config.node) && peer.config.protocol != Protocol::A && level
         });
         if let Some(peer) = ready {

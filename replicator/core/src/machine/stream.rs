@@ -50,8 +50,10 @@ impl Machine {
             return;
         }
         let old = link.ack;
-        let ordered = ack.applied <= ack.durable && ack.durable <= ack.journaled && ack.journaled <= ack.received;
-        let grows = ack.received >= old.received && ack.journaled >= old.journaled && ack.durable >= old.durable;
+        let ordered =
+            ack.applied <= ack.durable && ack.durable <= ack.journaled && ack.journaled <= ack.received;
+        let grows =
+            ack.received >= old.received && ack.journaled >= old.journaled && ack.durable >= old.durable;
         if !ordered || !grows || ack.received >= link.next {
             let reason = format!("it acknowledged what it cannot have: {ack:?}, next is {}", link.next);
             self.close(Place::Peer(index), &reason, true);
@@ -75,7 +77,9 @@ impl Machine {
             if !counted.contains(peer.config.node) {
                 continue;
             }
-            let Some(link) = peer.link.as_mut().filter(|link| link.state == LinkState::Streaming) else { continue };
+            let Some(link) = peer.link.as_mut().filter(|link| link.state == LinkState::Streaming) else {
+                continue;
+            };
             // A frame that is still to be sent will carry the wish itself.
             if link.ack.durable < sequence && link.sync_asked < sequence && link.next > sequence {
                 link.sync_asked = link.next.previous();
@@ -157,9 +161,8 @@ impl Machine {
         let (id, place) = (link.id, link.place);
         let Some(chunk) = link.chunk.as_mut().filter(|chunk| !chunk.stale) else {
             if link.chunk.is_none() {
-                let from = place.or(known).or_else(|| {
-                    self.log.point_before(next).map(|point| point.ring_offset)
-                });
+                let from =
+                    place.or(known).or_else(|| self.log.point_before(next).map(|point| point.ring_offset));
                 self.read_chunk(index, from);
             }
             return false;
@@ -213,7 +216,8 @@ impl Machine {
 
     fn read_chunk(&mut self, index: usize, from: Option<RingOffset>) {
         let Some(from) = from.filter(|from| *from >= self.log.tail().ring_offset) else {
-            let reason = "the Primary's journal no longer reaches back to the replica's position: it needs a resync";
+            let reason =
+                "the Primary's journal no longer reaches back to the replica's position: it needs a resync";
             self.refuse(Place::Peer(index), reason.into());
             return;
         };

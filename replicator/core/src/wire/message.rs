@@ -225,7 +225,8 @@ impl Message {
             MessageKind::Sealed => Self::Sealed(Sealed::decode(&mut reader)?),
             MessageKind::Record => Self::Record(Record::decode(&mut reader)?),
             MessageKind::Refuse => {
-                let text: String = String::from_utf8_lossy(body).chars().filter(|c| !c.is_control()).collect();
+                let text: String =
+                    String::from_utf8_lossy(body).chars().filter(|c| !c.is_control()).collect();
                 return Ok(Self::Refuse(text));
             }
             MessageKind::Ping => Self::Ping,

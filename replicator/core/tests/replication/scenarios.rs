@@ -1,14 +1,12 @@
 //! Directed scenarios: each a sentence about replication that must hold, played by real machines on simulated disks
 //! and links.
 
-
-
+use crate::world::{Setup, World};
 use replicator_core::command::AdminError;
 use replicator_core::config::{OnPeerLoss, Protocol};
 use replicator_core::event::{AdminAction, ZeroKind};
 use replicator_core::status::{Connection, Role};
 use replicator_core::units::NodeId;
-use crate::world::{Setup, World};
 
 fn quiet(world: &mut World) {
     world.run_until("all replicas level and at rest", |world| world.is_quiet());
@@ -154,11 +152,11 @@ fn a_fork_is_refused_and_nothing_is_overwritten() {
     let before: Vec<_> = (0..2).map(|n| world.status(n).unwrap().chain).collect();
     world.set_cut(0, 1, false);
     world.run_ms(10_000);
-    for node in 0..2 {
+    for (node, chain) in before.into_iter().enumerate() {
         let status = world.status(node).unwrap();
         assert_eq!(status.peers[0].connection, Connection::StandAlone);
         assert!(status.peers[0].reason.as_ref().unwrap().contains("split brain"), "{status:?}");
-        assert_eq!(status.chain, before[node]);
+        assert_eq!(status.chain, chain);
         assert!(status.serving, "both go on as before until someone chooses");
     }
 }
@@ -174,9 +172,7 @@ fn a_deposed_primary_that_wrote_nothing_alone_steps_down_and_follows() {
     world.promote(1, true).unwrap();
     load_at(&mut world, 1, 30);
     world.set_cut(0, 1, false);
-    world.run_until("the old Primary stepped down", |world| {
-        world.status(0).unwrap().role == Role::Secondary
-    });
+    world.run_until("the old Primary stepped down", |world| world.status(0).unwrap().role == Role::Secondary);
     world.checker.sessions_over(world.now);
     quiet(&mut world);
 }

@@ -77,7 +77,9 @@ impl Checker {
         for sector in range.clone() {
             let history = &mut self.sectors[sector];
             let Some(write) = history.live.iter_mut().find(|write| write.id == id) else {
-                panic!("write {id} was answered, but a read had shown that it will never be seen in sector {sector}");
+                panic!(
+                    "write {id} was answered, but a read had shown that it will never be seen in sector {sector}"
+                );
             };
             write.ended = now;
             began = write.began;
@@ -91,7 +93,8 @@ impl Checker {
 
     /// A flush that began at `began` was answered: writes answered before it survive anything.
     pub fn flushed(&mut self, began: u64) {
-        let (covered, rest) = std::mem::take(&mut self.unflushed).into_iter().partition(|(_, w)| w.ended < began);
+        let (covered, rest) =
+            std::mem::take(&mut self.unflushed).into_iter().partition(|(_, w)| w.ended < began);
         self.unflushed = rest;
         let covered: Vec<(std::ops::Range<usize>, Write)> = covered;
         for (range, write) in covered {
@@ -126,17 +129,25 @@ impl Checker {
         let history = &mut self.sectors[sector];
         let possible = |write: &&Write| write.gone > began;
         let value = |write: &Write| stamp(if zeroes.contains(&write.id) { 0 } else { write.id }, sector);
-        let seen: Vec<u64> =
-            history.live.iter().filter(possible).filter(|write| bytes == value(write)).map(|write| write.id).collect();
+        let seen: Vec<u64> = history
+            .live
+            .iter()
+            .filter(possible)
+            .filter(|write| bytes == value(write))
+            .map(|write| write.id)
+            .collect();
         if seen.is_empty() {
             let id = u64::from_le_bytes(bytes[..8].try_into().unwrap());
             let at = u64::from_le_bytes(bytes[8..16].try_into().unwrap());
             let may: Vec<&Write> = history.live.iter().filter(possible).collect();
-            panic!("{context}: sector {sector} reads a value of write {id} (sector {at}); it may only be one of {may:?}");
+            panic!(
+                "{context}: sector {sector} reads a value of write {id} (sector {at}); it may only be one of {may:?}"
+            );
         }
         // What had ended before the read began and was not seen is overwritten, or never took effect. Several
         // zeroing writes cannot be told apart: all of them stay.
-        for write in history.live.iter_mut().filter(|write| write.ended <= began && !seen.contains(&write.id)) {
+        for write in history.live.iter_mut().filter(|write| write.ended <= began && !seen.contains(&write.id))
+        {
             write.gone = write.gone.min(now);
         }
         history.live.retain(|write| write.gone > now.saturating_sub(FORGET));

@@ -13,7 +13,9 @@ struct Image(BTreeMap<u64, Box<[u8; PAGE]>>);
 
 impl Image {
     fn read(&self, offset: u64, bytes: &mut [u8]) {
-        for (at, byte) in (offset..).zip(bytes.chunks_mut(SECTOR)).map(|(n, b)| (offset + (n - offset) * SECTOR as u64, b)) {
+        for (at, byte) in
+            (offset..).zip(bytes.chunks_mut(SECTOR)).map(|(n, b)| (offset + (n - offset) * SECTOR as u64, b))
+        {
             match self.0.get(&(at / PAGE as u64)) {
                 Some(page) => {
                     let from = usize::try_from(at % PAGE as u64).unwrap();

@@ -349,7 +349,10 @@ impl World {
         let found = self.wires.iter().position(|wire| wire.ends.contains(&(node, link)));
         let Some(index) = found else { return };
         let way = usize::from(self.wires[index].ends[1] == (node, link));
-        while self.wires[index].pipes[way].front().is_some_and(|(envelope, _)| envelope.kind != MessageKind::Frame) {
+        while self.wires[index].pipes[way]
+            .front()
+            .is_some_and(|(envelope, _)| envelope.kind != MessageKind::Frame)
+        {
             self.deliver(index, way);
         }
     }
@@ -376,7 +379,11 @@ impl World {
                     continue;
                 }
                 let (x, y) = (LinkId(self.id()), LinkId(self.id()));
-                self.wires.push(Wire { ends: [(a, x), (b, y)], pipes: [Pipe::new(), Pipe::new()], closed: false });
+                self.wires.push(Wire {
+                    ends: [(a, x), (b, y)],
+                    pipes: [Pipe::new(), Pipe::new()],
+                    closed: false,
+                });
                 let now = self.instant();
                 let peer = |n: usize| Some(NodeId(u8::try_from(n).unwrap()));
                 self.nodes[a].handle(now, Event::LinkUp { link: x, peer: peer(b) });
@@ -555,7 +562,8 @@ impl World {
             peer.connection == Connection::Established && peer.ack.durable == head && peer.member
         });
         let applied = (0..self.nodes.len()).all(|n| {
-            self.status(n).is_some_and(|status| status.applied == head && status.disk_state == DiskState::UpToDate)
+            self.status(n)
+                .is_some_and(|status| status.applied == head && status.disk_state == DiskState::UpToDate)
         });
         peers && applied && self.requests.is_empty()
     }
@@ -563,11 +571,15 @@ impl World {
     /// All disks hold the same bytes, and the Primary reads what clients may expect.
     pub fn check_equal(&mut self) {
         let length = self.sectors * SECTOR;
-        let images: Vec<Vec<u8>> = self.nodes.iter().map(|node| {
-            let mut bytes = vec![0; length];
-            node.disk.read(0, &mut bytes);
-            bytes
-        }).collect();
+        let images: Vec<Vec<u8>> = self
+            .nodes
+            .iter()
+            .map(|node| {
+                let mut bytes = vec![0; length];
+                node.disk.read(0, &mut bytes);
+                bytes
+            })
+            .collect();
         for (index, image) in images.iter().enumerate().skip(1) {
             let differs = image.iter().zip(&images[0]).position(|(a, b)| a != b);
             assert!(differs.is_none(), "the disks of nodes 0 and {index} differ at byte {differs:?}");

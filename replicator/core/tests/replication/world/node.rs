@@ -18,17 +18,50 @@ use super::random::Random;
 
 /// An I/O under way.
 pub enum Io {
-    WriteJournal { token: Token, offset: u64, bytes: Vec<u8> },
-    SyncJournal { token: Token, covered: usize },
-    ReadJournal { token: Token, offset: u64, span: Span },
-    ReadDisk { token: Token, offset: u64, span: Span },
-    WriteDisk { token: Token, offset: u64, bytes: Vec<u8> },
-    ZeroDisk { token: Token, offset: u64, length: u64 },
-    SyncDisk { token: Token, covered: usize },
+    WriteJournal {
+        token: Token,
+        offset: u64,
+        bytes: Vec<u8>,
+    },
+    SyncJournal {
+        token: Token,
+        covered: usize,
+    },
+    ReadJournal {
+        token: Token,
+        offset: u64,
+        span: Span,
+    },
+    ReadDisk {
+        token: Token,
+        offset: u64,
+        span: Span,
+    },
+    WriteDisk {
+        token: Token,
+        offset: u64,
+        bytes: Vec<u8>,
+    },
+    ZeroDisk {
+        token: Token,
+        offset: u64,
+        length: u64,
+    },
+    SyncDisk {
+        token: Token,
+        covered: usize,
+    },
     /// The copy that is written next, and the bytes.
-    Superblock { token: Token, copy: usize, bytes: Vec<u8> },
+    Superblock {
+        token: Token,
+        copy: usize,
+        bytes: Vec<u8>,
+    },
     /// A frame whose bytes the network has taken.
-    Sent { link: LinkId, token: Token },
+    Sent {
+        link: LinkId,
+        token: Token,
+    },
 }
 
 /// What leaves a node.
