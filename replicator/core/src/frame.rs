@@ -103,6 +103,12 @@ impl Entry {
         }
     }
 
+    /// Offset in the frame of the byte behind its payload; 0 without one.
+    #[must_use]
+    pub fn payload_end(&self) -> usize {
+        self.payload_at as usize + self.payload_bytes()
+    }
+
     /// Whether it changes bytes of the volume.
     #[must_use]
     pub fn has_range(&self) -> bool {

@@ -316,7 +316,7 @@ fn fresh_superblock() -> Superblock {
         volume_bytes: VOLUME_BYTES,
         journal_bytes: JOURNAL_BYTES,
         block_bytes: 512,
-        window_bytes: 1 << 20,
+        window_bytes: 64 << 10,
         proven: true,
         record: Record { in_sync: NodeSet(0b111), ..Record::default() },
         tail: start,
@@ -725,6 +725,9 @@ impl Rig {
     fn settle(&mut self) {
         for _ in 0..64 {
             self.handle(Event::TurnEnd);
+            if self.ios.is_empty() {
+                break;
+            }
             while !self.ios.is_empty() {
                 self.finish(0);
             }

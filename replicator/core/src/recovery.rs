@@ -90,7 +90,7 @@ pub fn recover(
     scan.check_for_rot()?;
     let Scan { log, stable, history, .. } = scan;
     let mut superblock = *superblock;
-    let survived = superblock.clean || superblock.boot_id == boot_id;
+    let survived = superblock.clean || (superblock.boot_id == boot_id && !superblock.volatile_acks);
     superblock.proven &= survived;
     superblock.clean = false;
     superblock.boot_id = boot_id;

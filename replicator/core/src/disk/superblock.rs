@@ -182,6 +182,8 @@ pub struct Superblock {
     pub clean: bool,
     /// The replica cannot have lost volatile state since it last acknowledged.
     pub proven: bool,
+    /// It acknowledges what it has only received (protocol B): any unclean end of the process may lose that.
+    pub volatile_acks: bool,
     /// Boot id of the machine when the process last started.
     pub boot_id: u128,
     /// Highest epoch promised; lower ones are refused.
@@ -247,7 +249,8 @@ impl Superblock {
         writer.u64(self.volume_bytes).u64(self.journal_bytes).u64(self.window_bytes);
         writer.u64(self.disk_fingerprint).u32(self.block_bytes);
         writer.u8(self.node.0).u8(self.disk_state as u8);
-        writer.u8(u8::from(self.suspect)).u8(u8::from(self.clean)).u8(u8::from(self.proven)).zeros(7);
+        writer.u8(u8::from(self.suspect)).u8(u8::from(self.clean)).u8(u8::from(self.proven));
+        writer.u8(u8::from(self.volatile_acks)).zeros(6);
         writer.u128(self.boot_id).u64(self.promised.0);
         self.record.encode(&mut writer);
         writer.u64(self.cut.count).u64(self.cut.first.0);
@@ -318,7 +321,8 @@ fn decode_fields(reader: &mut Reader<'_>, history: &[u8]) -> Result<Superblock, 
     (sb.disk_fingerprint, sb.block_bytes, sb.node) = (reader.u64()?, reader.u32()?, NodeId(reader.u8()?));
     sb.disk_state = DiskState::from_byte(reader.u8()?).ok_or(SuperblockError::Bounds("disk state"))?;
     (sb.suspect, sb.clean, sb.proven) = (reader.u8()? != 0, reader.u8()? != 0, reader.u8()? != 0);
-    reader.skip(7)?;
+    sb.volatile_acks = reader.u8()? != 0;
+    reader.skip(6)?;
     sb.boot_id = reader.u128()?;
     sb.promised = Epoch(reader.u64()?);
     sb.record = Record::decode(reader)?;

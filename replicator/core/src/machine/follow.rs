@@ -31,7 +31,7 @@ impl Machine {
             self.refuse(place, format!("split brain: epoch {} was opened twice", record.epoch));
         } else if start.common > last
             || envelope.epoch != record.epoch
-            || record.order() < saved.record.order()
+            || record.order() < self.meta.current.record.order()
         {
             self.close(place, "the start of the stream does not fit this log", true);
         } else if start.common < self.stable.min(last) {
@@ -72,7 +72,8 @@ impl Machine {
             return;
         }
         assert!(self.meta.current.promised == record.epoch, "a later promise closes this link");
-        self.meta.current.record = record;
+        let volatile_acks = self.link_mut(place).acks_received;
+        (self.meta.current.record, self.meta.current.volatile_acks) = (record, volatile_acks);
         let saved = Some(self.meta.change());
         self.link_mut(place).become_state(LinkState::Cutting { common, record, saved });
     }

@@ -210,6 +210,9 @@ impl Machine {
             stable: self.stable,
         };
         let block = &mut arena[buffer.span().range()];
+        // Old bytes of the arena are nobody's business on the wire.
+        let payload_end = entries.iter().map(|gathered| gathered.entry.payload_end()).max().unwrap_or(0);
+        block[payload_end.max(FRAME_HEADER_BYTES)..].fill(0);
         let header = frame::encode(block, header, entries.iter().map(|gathered| &gathered.entry));
         let mut fua = false;
         for (sequence, gathered) in (first.0..).zip(entries) {

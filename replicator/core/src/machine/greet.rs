@@ -143,7 +143,7 @@ impl Machine {
         link.ack = Ack::default();
         link.acked = Ack::default();
         (link.sync_asked, link.told, link.mark_due) = (Sequence(0), (Sequence(0), Sequence(0)), None);
-        link.place = None;
+        (link.place, link.chain) = (None, None);
         if let Some(mut chunk) = link.chunk.take() {
             chunk.stale = true;
             if chunk.reading || chunk.holds > 0 {
@@ -180,7 +180,8 @@ impl Machine {
     }
 
     /// Ends a link over something that only an operator can settle.
-    pub(super) fn refuse(&mut self, place: Place, reason: String) {
+    pub(super) fn refuse(&mut self, place: Place, reason: impl Into<String>) {
+        let reason = reason.into();
         self.send(place, Message::Refuse(reason.clone()), false);
         self.stand_alone(place, &reason);
     }

@@ -16,7 +16,7 @@ use alloc::string::String;
 
 use crate::config::{Config, PeerConfig};
 use crate::disk::superblock::Record;
-use crate::units::{Buffer, Instant, LinkId, RingOffset, Sequence, Token};
+use crate::units::{Buffer, Chain, Instant, LinkId, RingOffset, Sequence, Token};
 use crate::wire::message::{Ack, Hello};
 
 /// State of a connection.
@@ -89,6 +89,8 @@ pub(super) struct Link {
     pub(super) next: Sequence,
     /// As source: where to look for it in the ring, when memory does not have it.
     pub(super) place: Option<RingOffset>,
+    /// As source: chain after the entry sent last, once one was.
+    pub(super) chain: Option<Chain>,
     pub(super) chunk: Option<Chunk>,
     /// Frames handed over for sending, in order.
     pub(super) sends: VecDeque<(Token, u32)>,
@@ -121,6 +123,7 @@ impl Link {
             said_at: now,
             next: Sequence(1),
             place: None,
+            chain: None,
             chunk: None,
             sends: VecDeque::with_capacity(256),
             in_flight_bytes: 0,

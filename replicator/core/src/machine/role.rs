@@ -357,14 +357,16 @@ impl Machine {
             if let Some(node) = record.in_sync.iter().find(|node| *node != me && !sealed(*node)) {
                 return Err(needs_word(node));
             }
-            let better = attempt.answers.iter().find(|(node, answer)| {
-                record.in_sync.contains(*node) && usable(answer) && answer.proven && !self.meta.saved.proven
-            });
-            if let Some((node, _)) = better {
-                return Err(AdminError::NeedsForce(format!(
-                    "this replica may have lost what it had in memory, {node} has not: promote {node}, or use --force"
-                )));
-            }
+        }
+        // Proven members first, then the longest log; a connected better one is never passed over, force or not.
+        let better = attempt.answers.iter().find(|(node, answer)| {
+            let more = answer.proven || answer.head.position > self.log.head.position;
+            record.in_sync.contains(*node) && usable(answer) && more && !self.meta.saved.proven
+        });
+        if let Some((node, _)) = better {
+            return refused(format!(
+                "this replica may have lost what it had in memory, and {node} has more: promote {node}"
+            ));
         }
         let mut in_sync = NodeSet::only(self.config.node);
         for (node, answer) in &attempt.answers {
@@ -488,6 +490,9 @@ impl Machine {
         }
         if sequencing || self.role.hurries() {
             self.role = RoleState::Secondary;
+        }
+        if let Some(id) = self.shrink_answer.take() {
+            self.refuse_admin(id, "it is no longer Primary; see `holdfast status` for the in-sync set");
         }
         if sequencing {
             self.fail_waiting();
@@ -665,7 +670,12 @@ impl Machine {
 
     /// Remembers a record that a connected replica knows and this one does not: nobody acts on an older one.
     pub(super) fn learn_records(&mut self) {
-        if !matches!(self.role, RoleState::Secondary) {
+        let follows = |peer: &super::peer::Peer| {
+            let state = peer.link.as_ref().map(|link| link.state);
+            matches!(state, Some(LinkState::Awaiting | LinkState::Cutting { .. } | LinkState::Following))
+        };
+        // Whoever follows a Primary is told by it.
+        if !matches!(self.role, RoleState::Secondary) || self.peers.iter().any(follows) {
             return;
         }
         let hellos = self.peers.iter().filter_map(|peer| {
@@ -684,6 +694,7 @@ impl Machine {
 fn needs_word(node: NodeId) -> AdminError {
     AdminError::NeedsForce(format!(
         "{node} is a member of the in-sync set and does not answer: if it is surely dead or cut off for good, use \
-         --force; every write acknowledged in protocol C is here"
+         --force. In protocol C every write acknowledged while this replica was in the set is here; whether others \
+         took it out of the set and went on, it cannot know"
     ))
 }

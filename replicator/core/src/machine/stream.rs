@@ -8,10 +8,11 @@ use super::peer::{Chunk, LinkState};
 use super::{Io, Machine, index_of};
 use crate::command::Command;
 use crate::config::Protocol;
+use crate::disk::superblock::Cut;
 use crate::event::IoResult;
 use crate::frame;
 use crate::limits::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES};
-use crate::units::{RingOffset, Sequence, Span, Token};
+use crate::units::{Chain, RingOffset, Sequence, Span, Token};
 use crate::wire::envelope::MessageKind;
 use crate::wire::message::{Ack, Message, Start};
 
@@ -20,8 +21,8 @@ const CHUNK_BYTES: usize = FRAME_BYTES_MAX + (252 << 10);
 
 /// What a look into a chunk found.
 enum Found {
-    /// The next frame for the peer, of this many bytes and up to this entry.
-    Frame(usize, Sequence),
+    /// The next frame for the peer: its bytes, its last entry, and the chain after that.
+    Frame(usize, Sequence, Chain),
     /// Something to pass over, of this many bytes.
     Skip(usize),
     /// The rest lies beyond the chunk.
@@ -66,6 +67,9 @@ impl Machine {
         if link.state == LinkState::Starting {
             link.become_state(LinkState::Streaming);
             link.progress_at = now;
+            // The record may have changed since the stream was announced, when only streaming peers were told.
+            let record = self.meta.saved.record;
+            self.send(Place::Peer(index), Message::Record(record), false);
         }
     }
 
@@ -122,7 +126,8 @@ impl Machine {
                 return false;
             }
             self.log.hold(number);
-            self.link_mut(Place::Peer(index)).place = None;
+            let link = self.link_mut(Place::Peer(index));
+            (link.place, link.chain) = (None, Some(frame.chain_after));
             let span = Span { start: buffer.start(), len: frame.total_bytes as usize };
             self.send_frame(index, Io::SendFrame.token(number), span, frame.last());
             return true;
@@ -157,8 +162,9 @@ impl Machine {
     /// Sends the next frame from the piece of the ring in memory, or gets the piece that has it.
     fn send_from_ring(&mut self, index: usize, known: Option<RingOffset>, arena: &mut [u8]) -> bool {
         let next = self.peers[index].link.as_ref().expect("the caller looked").next;
+        let cut = self.meta.current.cut;
         let link = self.link_mut(Place::Peer(index));
-        let (id, place) = (link.id, link.place);
+        let (id, place, chain) = (link.id, link.place, link.chain);
         let Some(chunk) = link.chunk.as_mut().filter(|chunk| !chunk.stale) else {
             if link.chunk.is_none() {
                 let from =
@@ -172,8 +178,9 @@ impl Machine {
         }
         let at = chunk.ring_offset.plus(chunk.at as u64);
         let bytes = &arena[chunk.buffer.start() + chunk.at..chunk.buffer.start() + chunk.len];
-        match look(bytes, at, next) {
-            Found::Frame(total, last) => {
+        match look(bytes, at, next, chain, cut) {
+            Found::Frame(total, last, chain) => {
+                link.chain = Some(chain);
                 let span = Span { start: chunk.buffer.start() + chunk.at, len: total };
                 chunk.at += total;
                 chunk.holds += 1;
@@ -218,7 +225,7 @@ impl Machine {
         let Some(from) = from.filter(|from| *from >= self.log.tail().ring_offset) else {
             let reason =
                 "the Primary's journal no longer reaches back to the replica's position: it needs a resync";
-            self.refuse(Place::Peer(index), reason.into());
+            self.refuse(Place::Peer(index), reason);
             return;
         };
         let to_head = self.log.head.ring_offset.0.saturating_sub(from.0);
@@ -280,14 +287,17 @@ impl Machine {
     }
 }
 
-/// What lies at the start of `bytes`, which are the ring's from `at` on, for a peer that wants entry `next`.
-fn look(bytes: &[u8], at: RingOffset, next: Sequence) -> Found {
+/// What lies at the start of `bytes`, which are the ring's from `at` on, for a peer that wants entry `next` after
+/// `chain`, if that is known. Remains of what was cut are no part of the log.
+fn look(bytes: &[u8], at: RingOffset, next: Sequence, chain: Option<Chain>, cut: Cut) -> Found {
     if bytes.len() < FRAME_HEADER_BYTES {
         return Found::Beyond;
     }
     let local = frame::decode_local(bytes);
     let (Ok(header), Ok(local)) = (frame::decode(bytes), local) else { return Found::Nothing };
-    if local.ring_offset != at {
+    let is_cut = local.cuts < cut.count && header.first >= cut.first && header.entries > 0;
+    let follows = header.first != next || chain.is_none_or(|chain| chain == header.chain_before);
+    if local.ring_offset != at || is_cut || !follows {
         return Found::Nothing;
     }
     let total = header.total_bytes as usize;
@@ -301,5 +311,5 @@ fn look(bytes: &[u8], at: RingOffset, next: Sequence) -> Found {
     if header.first != next || frame::check_payloads(bytes, &header).is_err() {
         return Found::Broken;
     }
-    Found::Frame(total, header.last())
+    Found::Frame(total, header.last(), header.chain_after)
 }

@@ -12,6 +12,10 @@ use crate::limits::MESSAGE_BODY_BYTES_MAX;
 use crate::units::{Epoch, NodeId, Sequence};
 use crate::wire::envelope::MessageKind;
 
+/// No cluster ever comes near these; arithmetic on what a peer says stays in bounds.
+const EPOCH_MAX: Epoch = Epoch(1 << 48);
+const SEQUENCE_MAX: Sequence = Sequence(1 << 62);
+
 /// What a replica tells a peer first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hello {
@@ -231,7 +235,34 @@ impl Message {
             }
             MessageKind::Ping => Self::Ping,
         };
-        if reader.left() == 0 { Ok(message) } else { Err(MessageError::Long(reader.left())) }
+        if reader.left() > 0 {
+            return Err(MessageError::Long(reader.left()));
+        }
+        if message.highest_epoch() > EPOCH_MAX || message.highest_sequence() > SEQUENCE_MAX {
+            return Err(MessageError::Bounds("epoch or sequence"));
+        }
+        Ok(message)
+    }
+
+    fn highest_epoch(&self) -> Epoch {
+        match self {
+            Self::Hello(hello) => hello.promised.max(hello.record.epoch).max(hello.head.position.epoch),
+            Self::Start(start) => start.record.epoch,
+            Self::Seal(seal) => seal.epoch,
+            Self::Sealed(sealed) => sealed.promised.max(sealed.record.epoch).max(sealed.head.position.epoch),
+            Self::Record(record) => record.epoch,
+            Self::Mark | Self::Ack(_) | Self::Refuse(_) | Self::Ping => Epoch(0),
+        }
+    }
+
+    fn highest_sequence(&self) -> Sequence {
+        match self {
+            Self::Hello(hello) => hello.head.position.sequence.max(hello.stable).max(hello.durable),
+            Self::Start(start) => start.common,
+            Self::Sealed(sealed) => sealed.head.position.sequence.max(sealed.applied),
+            Self::Ack(ack) => ack.received.max(ack.journaled).max(ack.durable).max(ack.applied),
+            Self::Mark | Self::Seal(_) | Self::Record(_) | Self::Refuse(_) | Self::Ping => Sequence(0),
+        }
     }
 }
 

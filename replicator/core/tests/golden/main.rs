@@ -150,6 +150,7 @@ fn a_superblock() {
         disk_state: DiskState::Outdated,
         suspect: true,
         clean: true,
+        volatile_acks: true,
         proven: true,
         boot_id: 0x4f4e_4d4c_4b4a_4948_4746_4544_4342_4140,
         promised: Epoch(8),

@@ -4,5 +4,6 @@
 #![expect(unreachable_pub, reason = "the modules of a test binary are seen by nobody else")]
 
 mod chaos;
+mod more;
 mod scenarios;
 mod world;

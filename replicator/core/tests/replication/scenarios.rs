@@ -327,3 +327,42 @@ fn a_failed_journal_write_takes_the_copy_out_and_acknowledges_nothing() {
     world.read(1, 0..16);
     world.run_ms(100);
 }
+
+#[test]
+fn in_protocol_b_a_restarted_secondary_is_not_promoted_past_a_member_that_has_more() {
+    let mut world = serving(19, &Setup { protocol: Protocol::B, ..Setup::default() });
+    load(&mut world, 60);
+    for _ in 0..20 {
+        world.client();
+    }
+    world.kill(0);
+    world.kill(1);
+    world.start(0);
+    world.start(1);
+    connected(&mut world);
+    for force in [false, true] {
+        let refused = world.promote(1, force);
+        assert!(
+            matches!(&refused, Err(AdminError::Refused(text)) if text.contains("promote n0")),
+            "{refused:?}"
+        );
+    }
+    world.promote(0, false).unwrap();
+    world.checker.sessions_over(world.now);
+    quiet(&mut world);
+}
+
+#[test]
+fn a_record_that_changed_while_a_stream_began_reaches_the_replica() {
+    let mut world = serving(20, &Setup::default());
+    load(&mut world, 20);
+    world.kill(1);
+    world.run_ms(20);
+    world.start(1);
+    let id = world.ask(0, AdminAction::Shrink { node: NodeId(1) });
+    world.run_until("the set to be whole again", |world| world.is_quiet());
+    world.run_ms(100);
+    assert!(world.nodes[0].answers.iter().any(|(other, _)| *other == id));
+    let records: Vec<_> = (0..2).map(|n| world.status(n).unwrap().record).collect();
+    assert_eq!(records[0], records[1]);
+}
