@@ -90,6 +90,13 @@ pub enum Command {
         /// Its body.
         message: Box<Message>,
     },
+    /// Send a message that is all envelope (a mark, a ping): sent too often to be boxed.
+    SendBare {
+        /// On which connection.
+        link: LinkId,
+        /// Its envelope, complete.
+        envelope: Envelope,
+    },
     /// Send an acknowledgement: a message that is sent too often to be boxed.
     SendAck {
         /// On which connection.

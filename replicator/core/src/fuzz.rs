@@ -156,7 +156,8 @@ pub fn fuzz_frame(data: &[u8]) {
     }
 }
 
-/// A superblock: as it comes (first byte even), or with a sound checksum; and a start from it on an empty journal.
+/// A superblock: as it comes (first byte even), or with a sound checksum; and a start from it on an empty journal,
+/// with a promotion if the second bit is set.
 ///
 /// # Panics
 /// If a superblock that was accepted is not the same after it was encoded again.
@@ -179,6 +180,13 @@ pub fn fuzz_superblock(data: &[u8]) {
             recovered.log.last() == found.applied_through.position.sequence,
             "there is nothing in the journal"
         );
+        let of_rig = (found.volume_bytes, found.journal_bytes) == (VOLUME_BYTES, JOURNAL_BYTES);
+        if style & 2 == 2 && of_rig && found.volume == VOLUME {
+            let mut rig = Rig::new(recovered, Pages::default());
+            rig.settle();
+            rig.admin(AdminAction::Promote { force: true, reign: ReignId(9) });
+            rig.settle();
+        }
     }
 }
 
@@ -408,6 +416,8 @@ impl Journal {
                     journal.headers.pop();
                     let kept = *journal.points.last().expect("the beginning");
                     cuts += 1;
+                    // What stays is durable, and the superblock says so, before anything follows.
+                    journal.superblock.durable = kept.position.sequence;
                     journal.superblock.cut = Cut { count: cuts, first: kept.position.sequence.next() };
                     durable = durable.min(kept.position.sequence);
                     epoch = epoch.next();
@@ -421,7 +431,7 @@ impl Journal {
         // A reign is promised before its stream is taken.
         journal.superblock.promised = epoch;
         if choices.one_in(3) {
-            journal.superblock.durable = durable;
+            journal.superblock.durable = journal.superblock.durable.max(durable);
         }
         journal
     }
@@ -671,7 +681,8 @@ impl Rig {
                 },
                 Command::CloseLink { link, .. } => self.closing.push(link),
                 Command::Stopped => self.stopped = true,
-                Command::SendAck { .. }
+                Command::SendBare { .. }
+                | Command::SendAck { .. }
                 | Command::Complete { .. }
                 | Command::Answer { .. }
                 | Command::Serve { .. }
@@ -732,6 +743,9 @@ impl Rig {
                 self.finish(0);
             }
         }
+        while let Some(id) = self.closing.pop() {
+            self.link_down(id);
+        }
     }
 
     fn pass_time(&mut self, ms: u64) {
@@ -784,6 +798,13 @@ impl Rig {
         self.deliver(link.id, envelope, &body[..length]);
     }
 
+    fn say_plainly(&mut self, link: &HostileLink, message: &Message, sync: bool) {
+        let mut body = [0; MESSAGE_BODY_BYTES_MAX];
+        let length = message.encode(&mut body);
+        let envelope = Envelope { sync, ..self.envelope(link, message.kind()) };
+        self.deliver(link.id, envelope, &body[..length]);
+    }
+
     fn deliver(&mut self, link: LinkId, mut envelope: Envelope, body: &[u8]) {
         envelope.body_bytes = u32::try_from(body.len()).expect("bounded");
         let Ok(envelope) = Envelope::decode(&envelope.encode()) else { return };
@@ -799,6 +820,14 @@ impl Rig {
         if choices.one_in(32) {
             return self.handle(Event::FrameAbandoned { buffer });
         }
+        self.fill(buffer, bytes);
+        self.handle(Event::Frame { link: link.id, envelope, buffer });
+    }
+
+    fn deliver_frame_plainly(&mut self, link: &HostileLink, bytes: &[u8]) {
+        let body_bytes = u32::try_from(bytes.len()).expect("bounded");
+        let envelope = Envelope { body_bytes, ..self.envelope(link, MessageKind::Frame) };
+        let Some(buffer) = self.machine.place_frame(body_bytes) else { return };
         self.fill(buffer, bytes);
         self.handle(Event::Frame { link: link.id, envelope, buffer });
     }
@@ -914,11 +943,95 @@ fn hostile_step(rig: &mut Rig, choices: &mut Choices<'_>) {
             let id = rig.links[choices.below(rig.links.len())].id;
             rig.link_down(id);
         }
+        28 => play_primary(rig, NodeId(1 + choices.byte() % 2), choices),
+        29 => play_secondaries(rig, choices),
         what if !rig.links.is_empty() => {
             let index = choices.below(rig.links.len());
             hostile_message(rig, index, what, choices);
         }
         _ => rig.link_up(NodeId(1 + choices.byte() % 2), true),
+    }
+}
+
+/// Says hello as a peer would that holds just what the replica holds.
+fn honest_hello(rig: &mut Rig, node: NodeId, record: Record, primary: bool, sync: bool) {
+    if !rig.links.iter().any(|link| link.node == node) {
+        rig.link_up(node, true);
+    }
+    let index = rig.links.iter().position(|link| link.node == node).expect("it is up");
+    rig.links[index].session += 1;
+    rig.links[index].record = record;
+    let link = rig.links[index];
+    let Some(mut hello) = rig.hello.clone() else { return };
+    let status = rig.machine.status();
+    (hello.node, hello.replica) = (node, 100 + u128::from(node.0));
+    (hello.primary, hello.record, hello.promised) = (primary, record, record.epoch.max(status.promised));
+    rig.say_plainly(&link, &Message::Hello(*hello), sync);
+}
+
+/// A peer is Primary in a new epoch and sends a few frames, as it should.
+fn play_primary(rig: &mut Rig, node: NodeId, choices: &mut Choices<'_>) {
+    rig.settle();
+    let status = rig.machine.status();
+    let epoch = Epoch(status.promised.0.saturating_add(1));
+    let reign = ReignId(u128::from(epoch.0));
+    let record = Record { epoch, version: 1, primary: Some(node), reign, in_sync: NodeSet(0b111) };
+    honest_hello(rig, node, record, true, true);
+    let Some(link) = rig.links.iter().find(|link| link.node == node).copied() else { return };
+    let common = status.head.sequence;
+    rig.say_plainly(&link, &Message::Start(Start { common, record, acks_received: false }), false);
+    rig.settle();
+    for _ in 0..choices.below(4) {
+        let status = rig.machine.status();
+        let head = LogPoint { position: status.head, chain: status.chain, ..LogPoint::default() };
+        let bytes = make_frame(&head, epoch, reign, 2, choices);
+        rig.deliver_frame_plainly(&link, &bytes);
+    }
+    rig.say_plainly(&link, &Message::Mark, choices.one_in(2));
+    if choices.one_in(2) {
+        rig.settle();
+    }
+}
+
+/// The replica is made Primary, and its peers follow as they should.
+fn play_secondaries(rig: &mut Rig, choices: &mut Choices<'_>) {
+    rig.settle();
+    let record = rig.machine.status().record;
+    for node in [NodeId(1), NodeId(2)] {
+        honest_hello(rig, node, record, false, true);
+    }
+    rig.admin(AdminAction::Promote { force: choices.one_in(2), reign: ReignId(u128::from(choices.byte())) });
+    rig.settle();
+    let (Some(seal), Some(hello)) = (rig.seal, rig.hello.clone()) else { return };
+    let sealed = Sealed {
+        attempt: seal.attempt,
+        granted: true,
+        promised: seal.epoch,
+        record,
+        disk_state: DiskState::UpToDate,
+        proven: true,
+        suspect: false,
+        head: hello.head,
+        applied: hello.applied,
+    };
+    for link in rig.links.clone() {
+        rig.say_plainly(&link, &Message::Sealed(sealed), false);
+    }
+    rig.settle();
+    let record = rig.machine.status().record;
+    for node in [NodeId(1), NodeId(2)] {
+        honest_hello(rig, node, Record { primary: None, ..record }, false, false);
+    }
+    for _ in 0..3 {
+        rig.settle();
+        let status = rig.machine.status();
+        let (all, applied) = (status.head.sequence, status.applied);
+        let ack = Ack { received: all, journaled: all, durable: all, applied };
+        for link in rig.links.clone() {
+            rig.say_plainly(&link, &Message::Ack(ack), false);
+        }
+        rig.settle();
+        rig.client(choices);
     }
 }
 
@@ -965,7 +1078,7 @@ fn hostile_message(rig: &mut Rig, index: usize, what: usize, choices: &mut Choic
             rig.say(&link, &Message::Record(record), choices);
         }
         27 if choices.one_in(4) => rig.say(&link, &Message::Refuse(String::from("\u{1b}[2Jno")), choices),
-        28 => {
+        30 => {
             let envelope = rig.envelope(&link, KINDS[choices.below(KINDS.len())]);
             let length = choices.below(200);
             let body = choices.take(length);

@@ -302,7 +302,8 @@ impl Superblock {
         if self.block_bytes != 512 && self.block_bytes != 4096 {
             return Err(SuperblockError::Bounds("block size"));
         }
-        if self.record.epoch > self.promised {
+        let newest = self.history.newest().map_or(Epoch(0), |reign| reign.epoch);
+        if self.record.epoch.max(newest) > self.promised || self.promised.0 > 1 << 48 {
             return Err(SuperblockError::Bounds("promise"));
         }
         if self.node.0 >= 32 {

@@ -39,6 +39,7 @@ impl Machine {
             self.complete(request, Err(error));
             return;
         }
+        self.counters.written_bytes += length;
         let payload_crc = crc32fast::hash(&arena[payload.range()]);
         let entry = Entry { kind: EntryKind::Write, fua, payload_crc, offset, length, payload_at: 0 };
         self.gather_write(entry, request, payload);

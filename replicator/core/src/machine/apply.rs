@@ -9,6 +9,7 @@ use crate::event::{Errno, IoResult};
 use crate::extents::{Content, Extents};
 use crate::frame;
 use crate::limits::FRAME_ENTRIES_MAX;
+use crate::pool::Pool;
 use crate::units::{Buffer, Sequence, Span, Token};
 
 /// Frames one batch may have.
@@ -25,12 +26,23 @@ pub(super) struct Apply {
     writes_left: u32,
     /// A frame that recovery found is being read back into memory.
     loading: Option<(u64, Buffer)>,
+    /// Memory for such a frame that nothing else may take: what comes in later cannot be applied, and so not freed,
+    /// before what was there first.
+    reserve: Buffer,
+    reserve_is_free: bool,
 }
 
 impl Apply {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(reserve: Buffer) -> Self {
         let capacity = 2 * (BATCH_FRAMES_MAX as usize * FRAME_ENTRIES_MAX) + 2;
-        Self { extents: Extents::new(capacity), batch_end: None, writes_left: 0, loading: None }
+        Self {
+            extents: Extents::new(capacity),
+            batch_end: None,
+            writes_left: 0,
+            loading: None,
+            reserve,
+            reserve_is_free: true,
+        }
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -39,6 +51,20 @@ impl Apply {
 
     pub(super) fn is_loading(&self) -> bool {
         self.loading.is_some()
+    }
+
+    fn take_reserve(&mut self) -> Option<Buffer> {
+        core::mem::take(&mut self.reserve_is_free).then_some(self.reserve)
+    }
+}
+
+/// Gives a frame's buffer back to where it came from.
+pub(super) fn give_back(pool: &mut Pool, apply: &mut Apply, buffer: Buffer) {
+    if buffer == apply.reserve {
+        assert!(!apply.reserve_is_free, "the reserve is given back once");
+        apply.reserve_is_free = true;
+    } else {
+        pool.give(buffer);
     }
 }
 
@@ -142,14 +168,16 @@ impl Machine {
             });
         }
         let before = self.log.applied.ring_offset;
-        let pool = &mut self.pool;
-        self.log.mark_applied(end, |buffer| pool.give(buffer));
+        let Self { log, pool, apply, .. } = self;
+        log.mark_applied(end, |buffer| give_back(pool, apply, buffer));
         self.checkpoint.applied_bytes += self.log.applied.ring_offset.0 - before.0;
     }
 
     fn load(&mut self, number: u64) {
         let frame = *self.log.frame(number).expect("the caller looked");
-        let Some(buffer) = self.pool.take(frame.total_bytes as usize) else { return };
+        let plenty = self.pool.free_pages() > self.pool.pages() / 4;
+        let taken = if plenty { self.pool.take(frame.total_bytes as usize) } else { None };
+        let Some(buffer) = taken.or_else(|| self.apply.take_reserve()) else { return };
         self.apply.loading = Some((number, buffer));
         let device_offset = self.log.layout.device_offset(frame.ring_offset);
         let span = Span { start: buffer.start(), len: frame.total_bytes as usize };
@@ -170,7 +198,7 @@ impl Machine {
         if sound {
             self.log.frame_mut(number).expect("checked").buffer = Some(buffer);
         } else {
-            self.pool.give(buffer);
+            give_back(&mut self.pool, &mut self.apply, buffer);
             self.fail_device("reading back the journal", result.err().unwrap_or(Errno(5)));
         }
     }

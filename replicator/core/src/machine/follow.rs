@@ -5,6 +5,7 @@ use alloc::format;
 use alloc::string::ToString;
 
 use super::Machine;
+use super::apply::give_back;
 use super::greet::Place;
 use super::peer::LinkState;
 use crate::command::{Command, Report};
@@ -81,8 +82,8 @@ impl Machine {
     fn cut_log(&mut self, common: Sequence) -> bool {
         let was = self.log.head.position;
         assert!(common >= self.persist.durable_mark(&self.log).min(was.sequence), "nothing stable is cut");
-        let pool = &mut self.pool;
-        if !self.log.truncate(common, |buffer| pool.give(buffer)) {
+        let Self { log, pool, apply, .. } = self;
+        if !log.truncate(common, |buffer| give_back(pool, apply, buffer)) {
             return false;
         }
         self.persist.history.truncate(common);
@@ -102,7 +103,7 @@ impl Machine {
     fn learn(&mut self, envelope: &Envelope) {
         let last = self.log.last();
         self.committed = self.committed.max(envelope.committed.min(last));
-        self.stable = self.stable.max(envelope.stable.min(last));
+        self.stable = self.stable.max(envelope.stable.min(self.committed));
         if !self.meta.current.proven && self.log.journaled() >= envelope.committed {
             self.meta.current.proven = true;
             self.meta.change();

@@ -4,6 +4,7 @@ use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 
+use super::apply::give_back;
 use super::peer::{Link, LinkState};
 use super::{Io, Machine, index_of};
 use crate::command::{Command, Report};
@@ -116,7 +117,10 @@ impl Machine {
         link.said_at = now;
         let (id, session) = (link.id, link.session);
         let envelope = self.envelope_of(session, message.kind(), sync);
-        self.push(Command::Send { link: id, envelope, message: Box::new(message) });
+        self.push(match message {
+            Message::Mark | Message::Ping => Command::SendBare { link: id, envelope },
+            message => Command::Send { link: id, envelope, message: Box::new(message) },
+        });
     }
 
     /// Says hello again on every link, since what the last hello said is no longer so.
@@ -338,7 +342,7 @@ impl Machine {
 
     fn release_frame(&mut self, token: Token) {
         if let Some(buffer) = self.log.unhold(index_of(token)) {
-            self.pool.give(buffer);
+            give_back(&mut self.pool, &mut self.apply, buffer);
         }
     }
 

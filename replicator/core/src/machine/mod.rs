@@ -43,7 +43,7 @@ use crate::disk::superblock::DiskState;
 use crate::event::{AdminAction, Errno, Event, IoResult};
 use crate::extents::Extents;
 use crate::frame::Entry;
-use crate::limits::{EXTENTS_MAX, FRAME_ENTRIES_MAX, FRAME_HEADER_BYTES};
+use crate::limits::{EXTENTS_MAX, FRAME_BYTES_MAX, FRAME_ENTRIES_MAX, FRAME_HEADER_BYTES};
 use crate::log::Log;
 use crate::pool::Pool;
 use crate::recovery::Recovered;
@@ -151,7 +151,8 @@ impl Machine {
             config.arena_bytes >= 8 << 20,
             "the configuration keeps the arena large enough for a few frames"
         );
-        let pool = Pool::new(config.arena_bytes);
+        let mut pool = Pool::new(config.arena_bytes);
+        let reserve = pool.take(FRAME_BYTES_MAX).expect("the arena is new");
         let peers = config.peers.iter().map(|peer| Peer::new(*peer, now)).collect();
         let stable = recovered.stable.min(recovered.log.last());
         let mut meta = Meta::new(recovered.superblock);
@@ -162,7 +163,7 @@ impl Machine {
             role: RoleState::Secondary,
             gather: Gather::new(),
             persist: Persist::new(stable, recovered.history),
-            apply: Apply::new(),
+            apply: Apply::new(reserve),
             checkpoint: Checkpoint::new(recovered.log.applied),
             reads: Reads::new(),
             peers,
@@ -249,8 +250,17 @@ impl Machine {
         self.commands.pop_front()
     }
 
-    /// Everything that follows from what changed: one pass, in the order of the write path.
+    /// Everything that follows from what changed. While a role changes, what the end of a pass brings about may be
+    /// what its beginning waits for.
     fn pump(&mut self, arena: &mut [u8]) {
+        self.pass(arena);
+        if self.role.hurries() {
+            self.pass(arena);
+        }
+    }
+
+    /// One pass, in the order of the write path.
+    fn pass(&mut self, arena: &mut [u8]) {
         self.learn_records();
         self.unpark(arena);
         self.advance_commit(arena);
@@ -286,10 +296,14 @@ impl Machine {
     pub fn place_frame(&mut self, bytes: u32) -> Option<Buffer> {
         let bytes = bytes as usize;
         // A frame is whole pages; what is not will be refused when it is decoded, but has to go somewhere.
-        if !self.parked.is_empty() || bytes == 0 {
+        let bytes = bytes.max(FRAME_HEADER_BYTES);
+        // Some pages stay free for marks: without them nothing that came could be applied and freed.
+        let room =
+            self.pool.free_pages() as usize > bytes.div_ceil(PAGE_BYTES) + self.pool.pages() as usize / 16;
+        if !self.parked.is_empty() || !room {
             return None;
         }
-        self.pool.take(bytes.max(FRAME_HEADER_BYTES))
+        self.pool.take(bytes)
     }
 
     /// Memory of the arena for the driver (reads of clients). Some is always left for frames.

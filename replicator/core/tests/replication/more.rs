@@ -65,6 +65,14 @@ fn watch(world: &mut World, mut look: impl FnMut(&mut World), mut done: impl FnM
     panic!("it takes too long");
 }
 
+fn steps(world: &mut World, count: usize) {
+    for _ in 0..count {
+        if !world.step() {
+            world.pass_time();
+        }
+    }
+}
+
 /// Both copies of a superblock as they lie on the disk, the older one first.
 fn superblocks(node: &Node) -> [Superblock; 2] {
     let mut copies = SUPERBLOCK_AT.map(|at| {
@@ -156,7 +164,7 @@ fn a_seal_is_answered_when_the_promise_is_stored_and_the_journal_synced() {
         load(&mut world, 10);
         for n in 0..6 {
             world.write(0, n..n + 2, false);
-            (0..7).for_each(|_| drop(world.step()));
+            steps(&mut world, 7);
         }
         world.kill(0);
         world.run_until("the survivors noticed", |world| {
@@ -185,42 +193,67 @@ fn a_seal_is_answered_when_the_promise_is_stored_and_the_journal_synced() {
     assert!(seen >= 20, "seals were looked at");
 }
 
-#[test]
-fn a_read_of_the_disk_and_the_apply_of_a_newer_entry_never_overlap() {
-    let mut reads = 0;
-    for seed in 0..20 {
-        let mut world = serving(seed, &Setup { sectors: 16, ..Setup::default() });
-        for n in 0..300 {
-            world.client();
-            world.read(0, n % 8..n % 8 + 4);
-            (0..3).for_each(|_| {
-                drop(
-                    world.step() || {
-                        world.pass_time();
-                        true
-                    },
-                )
-            });
-            let overlap = |offset: u64, length: u64| {
-                move |io: &Io| match io {
-                    Io::WriteDisk { offset: at, bytes, .. } => {
-                        *at < offset + length && at + bytes.len() as u64 > offset
-                    }
-                    Io::ZeroDisk { offset: at, length: zeroes, .. } => {
-                        *at < offset + length && at + zeroes > offset
-                    }
-                    _ => false,
-                }
-            };
-            for io in &world.nodes[0].ios {
-                let Io::ReadDisk { offset, span, .. } = io else { continue };
-                reads += 1;
-                let torn = world.nodes[0].ios.iter().any(overlap(*offset, span.len as u64));
-                assert!(!torn, "seed {seed}: a read may see half of an entry");
-            }
+/// Runs for `ms` while I/O of `node` that `which` picks does not end; returns what was held back.
+fn hold(world: &mut World, node: usize, ms: u64, which: impl Fn(&Io) -> bool) -> Vec<Io> {
+    let until = world.now + ms * 1_000_000;
+    let mut held = Vec::new();
+    loop {
+        held.extend(world.nodes[node].ios.extract_if(.., |io| which(io)));
+        if world.now >= until {
+            return held;
+        }
+        if !world.step() {
+            world.pass_time();
         }
     }
-    assert!(reads > 1000, "reads of the disk were looked at");
+}
+
+#[test]
+fn a_read_of_the_disk_and_the_apply_of_a_newer_entry_never_overlap() {
+    for seed in 0..5 {
+        let mut world = serving(seed, &Setup::default());
+        world.write(0, 0..16, false);
+        quiet(&mut world);
+        let before = world.status(0).unwrap().applied;
+        world.read(0, 0..16);
+        let is_read = |io: &Io| matches!(io, Io::ReadDisk { .. });
+        let held = hold(&mut world, 0, 1, is_read);
+        assert_eq!(held.len(), 1, "nothing unapplied covers it");
+        world.write(0, 15..20, false);
+        world.flush(0);
+        world.run_ms(500);
+        let status = world.status(0).unwrap();
+        assert!(
+            status.stable > before && status.applied == before,
+            "seed {seed}: it would be read half: {status:?}"
+        );
+        assert_eq!(world.waiting(), 1, "only the read waits");
+        world.nodes[0].ios.extend(held);
+        world.run_until("the read is answered", |world| world.waiting() == 0);
+        quiet(&mut world);
+    }
+}
+
+#[test]
+fn a_seal_waits_for_the_journal() {
+    for seed in 0..5 {
+        let mut world = serving(seed, &Setup { nodes: 3, ..Setup::default() });
+        load(&mut world, 10);
+        quiet(&mut world);
+        world.write(0, 0..4, false);
+        let is_sync = |io: &Io| matches!(io, Io::SyncJournal { .. });
+        let mut held = hold(&mut world, 1, 100, is_sync);
+        let status = world.status(1).unwrap();
+        assert!(status.durable < status.journaled, "it has what it may still lose");
+        world.kill(0);
+        held.extend(hold(&mut world, 1, 50, is_sync));
+        world.ask(2, AdminAction::Promote { force: true, reign: ReignId(7) });
+        held.extend(hold(&mut world, 1, 1000, is_sync));
+        assert!(world.status(1).unwrap().promised > Epoch(1), "the promise is stored");
+        assert_eq!(world.status(2).unwrap().role, Role::Secondary, "seed {seed}: the answer came too early");
+        world.nodes[1].ios.extend(held);
+        watch(&mut world, |_| {}, |world| world.status(2).unwrap().serving);
+    }
 }
 
 #[test]
@@ -268,7 +301,8 @@ fn an_unproven_replica_is_not_promoted_over_a_proven_one() {
     connected(&mut world);
     assert!(!world.status(1).unwrap().proven, "what it had in memory may be lost");
     let refused = world.promote(1, false);
-    assert!(matches!(&refused, Err(AdminError::NeedsForce(text)) if text.contains("memory")), "{refused:?}");
+    let text = refused.unwrap_err().to_string();
+    assert!(text.contains("memory") && text.contains("promote n0"), "{text}");
     world.promote(0, false).unwrap();
     quiet(&mut world);
     assert!(world.status(1).unwrap().proven, "it followed a serving Primary");
@@ -448,5 +482,39 @@ fn a_cut_tail_stays_cut_through_restarts() {
             "seed {seed}: what it had acknowledged is still there"
         );
         quiet(&mut world);
+    }
+}
+
+#[test]
+#[ignore = "open: a start of the epoch that this node itself is about to open is taken"]
+fn two_promotions_to_one_epoch_never_share_a_reign() {
+    for seed in 0..60 {
+        let mut world = World::new(seed, &Setup { nodes: 3, ..Setup::default() });
+        connected(&mut world);
+        // Node 2 is alone and is made Primary of epoch 1 by force.
+        world.set_cut(0, 2, true);
+        world.set_cut(1, 2, true);
+        world.run_ms(50);
+        world.promote(2, true).unwrap();
+        world.write(2, 0..2, false);
+        world.run_ms(50);
+        // Node 0 is made Primary of the same epoch, and meets node 2 while it waits for node 1.
+        world.ask(0, AdminAction::Promote { force: true, reign: ReignId(77) });
+        world.set_cut(0, 2, false);
+        let mut left = 600;
+        let look = |world: &mut World| {
+            let states: Vec<_> = (0..3).map(|n| world.status(n).unwrap()).collect();
+            let primaries: Vec<_> = states.iter().filter(|status| status.role == Role::Primary).collect();
+            for (index, a) in primaries.iter().enumerate() {
+                for b in &primaries[..index] {
+                    let same = a.record.epoch == b.record.epoch && a.record.reign == b.record.reign;
+                    assert!(!same, "seed {seed}: nodes {} and {} write in one reign", a.node, b.node);
+                }
+            }
+        };
+        watch(&mut world, look, |_| {
+            left -= 1;
+            left == 0
+        });
     }
 }

@@ -366,3 +366,27 @@ fn a_record_that_changed_while_a_stream_began_reaches_the_replica() {
     let records: Vec<_> = (0..2).map(|n| world.status(n).unwrap().record).collect();
     assert_eq!(records[0], records[1]);
 }
+
+#[test]
+fn what_recovery_left_unapplied_is_applied_though_what_comes_in_fills_the_memory() {
+    let setup = Setup {
+        on_peer_loss: OnPeerLoss::Continue,
+        sectors: 8192,
+        journal_bytes: 96 << 20,
+        checkpoint_bytes: 1 << 40,
+        ..Setup::default()
+    };
+    let mut world = serving(21, &setup);
+    for n in 0..6 {
+        write_when_possible(&mut world, n * 37..n * 37 + 2048);
+    }
+    world.run_until("answered", |world| world.waiting() == 0);
+    world.kill(1);
+    world.run_ms(4000);
+    for n in 0..24 {
+        write_when_possible(&mut world, n * 37..n * 37 + 2048);
+        world.run_until("answered", |world| world.waiting() == 0);
+    }
+    world.start(1);
+    quiet(&mut world);
+}

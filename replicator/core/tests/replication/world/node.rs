@@ -241,6 +241,9 @@ impl Node {
                 envelope.body_bytes = u32::try_from(len).unwrap();
                 self.out.push_back(Out::Message { link, envelope, body: body[..len].to_vec() });
             }
+            Command::SendBare { link, envelope } => {
+                self.out.push_back(Out::Message { link, envelope, body: Vec::new() });
+            }
             Command::SendAck { link, mut envelope, ack } => {
                 let len = replicator_core::wire::message::Message::Ack(ack).encode(&mut body);
                 envelope.body_bytes = u32::try_from(len).unwrap();

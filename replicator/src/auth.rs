@@ -1,0 +1,224 @@
+//! The handshake between replicas: both ends prove that they know the cluster's secret before anything else is
+//! parsed. Bytes in, bytes out; the core draws them, this file computes and checks the HMACs.
+
+use ::ring::hmac;
+use ::ring::rand::{SecureRandom, SystemRandom};
+use replicator_core::units::VolumeId;
+use replicator_core::wire::auth::{
+    CHALLENGE_BYTES, Challenge, ChallengeError, End, NONCE_BYTES, PROOF_BYTES, transcript,
+};
+use thiserror::Error;
+
+use crate::options::Secret;
+
+/// The most one end says at once.
+pub(crate) const SAY_BYTES_MAX: usize = CHALLENGE_BYTES + PROOF_BYTES;
+
+/// Why a peer is not let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub(crate) enum AuthError {
+    /// It does not speak our protocol.
+    #[error(transparent)]
+    Challenge(#[from] ChallengeError),
+    /// It wants another volume.
+    #[error("it is for another volume ({0:032x})")]
+    Volume(u128),
+    /// It does not know the secret.
+    #[error("it does not know the cluster's secret")]
+    Proof,
+    /// The system has no random numbers.
+    #[error("the system gives no random numbers")]
+    Random,
+}
+
+/// What is to be sent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Say {
+    bytes: [u8; SAY_BYTES_MAX],
+    len: usize,
+}
+
+impl Say {
+    fn new(parts: [&[u8]; 2]) -> Self {
+        let mut say = Self { bytes: [0; SAY_BYTES_MAX], len: 0 };
+        for part in parts {
+            say.bytes[say.len..say.len + part.len()].copy_from_slice(part);
+            say.len += part.len();
+        }
+        say
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+/// What taking in bytes came to.
+#[derive(Debug)]
+pub(crate) enum Progress {
+    /// More bytes are needed.
+    Wait,
+    /// Send this; `consumed` bytes are done with; if `done`, the peer is who it says and the stream begins.
+    Step { consumed: usize, say: Option<Say>, done: bool },
+}
+
+/// One end of one handshake.
+pub(crate) struct Handshake {
+    end: End,
+    key: hmac::Key,
+    own: Challenge,
+    theirs: Option<Challenge>,
+}
+
+impl Handshake {
+    /// The dialing end, and what it says first.
+    pub(crate) fn dial(secret: &Secret, volume: VolumeId) -> Result<(Self, Say), AuthError> {
+        let handshake = Self::new(End::Dialer, secret, volume)?;
+        let say = Say::new([&handshake.own.encode(), &[]]);
+        Ok((handshake, say))
+    }
+
+    /// The listening end, which waits.
+    pub(crate) fn listen(secret: &Secret, volume: VolumeId) -> Result<Self, AuthError> {
+        Self::new(End::Listener, secret, volume)
+    }
+
+    fn new(end: End, secret: &Secret, volume: VolumeId) -> Result<Self, AuthError> {
+        let nonce = random::<NONCE_BYTES>()?;
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &secret.0);
+        Ok(Self { end, key, own: Challenge { volume, nonce }, theirs: None })
+    }
+
+    /// Takes in what came, from its beginning.
+    pub(crate) fn advance(&mut self, input: &[u8]) -> Result<Progress, AuthError> {
+        match (self.end, self.theirs) {
+            (End::Dialer, _) => {
+                let Some((challenge, proof)) = split(input) else { return Ok(Progress::Wait) };
+                let theirs = self.check_challenge(challenge)?;
+                self.verify(End::Listener, &self.own, &theirs, proof)?;
+                let own = self.prove(End::Dialer, &self.own, &theirs);
+                Ok(Progress::Step { consumed: SAY_BYTES_MAX, say: Some(Say::new([&own, &[]])), done: true })
+            }
+            (End::Listener, None) => {
+                let Some(challenge) = input.first_chunk::<CHALLENGE_BYTES>() else {
+                    return Ok(Progress::Wait);
+                };
+                let theirs = self.check_challenge(challenge)?;
+                let proof = self.prove(End::Listener, &theirs, &self.own);
+                self.theirs = Some(theirs);
+                let say = Say::new([&self.own.encode(), &proof]);
+                Ok(Progress::Step { consumed: CHALLENGE_BYTES, say: Some(say), done: false })
+            }
+            (End::Listener, Some(theirs)) => {
+                let Some(proof) = input.first_chunk::<PROOF_BYTES>() else { return Ok(Progress::Wait) };
+                self.verify(End::Dialer, &theirs, &self.own, proof)?;
+                Ok(Progress::Step { consumed: PROOF_BYTES, say: None, done: true })
+            }
+        }
+    }
+
+    fn check_challenge(&self, bytes: &[u8; CHALLENGE_BYTES]) -> Result<Challenge, AuthError> {
+        let theirs = Challenge::decode(bytes)?;
+        if theirs.volume == self.own.volume { Ok(theirs) } else { Err(AuthError::Volume(theirs.volume.0)) }
+    }
+
+    fn prove(&self, prover: End, dialer: &Challenge, listener: &Challenge) -> [u8; PROOF_BYTES] {
+        let tag = hmac::sign(&self.key, &transcript(prover, dialer, listener));
+        tag.as_ref().try_into().expect("an HMAC-SHA256 has 32 bytes")
+    }
+
+    /// Compares in constant time.
+    fn verify(
+        &self,
+        prover: End,
+        dialer: &Challenge,
+        listener: &Challenge,
+        proof: &[u8; PROOF_BYTES],
+    ) -> Result<(), AuthError> {
+        let transcript = transcript(prover, dialer, listener);
+        hmac::verify(&self.key, &transcript, proof).map_err(|_| AuthError::Proof)
+    }
+}
+
+fn split(input: &[u8]) -> Option<(&[u8; CHALLENGE_BYTES], &[u8; PROOF_BYTES])> {
+    let (challenge, rest) = input.split_first_chunk()?;
+    Some((challenge, rest.first_chunk()?))
+}
+
+/// Random bytes of the system.
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], AuthError> {
+    let mut bytes = [0; N];
+    SystemRandom::new().fill(&mut bytes).map_err(|_| AuthError::Random)?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn say(progress: &Progress) -> (Vec<u8>, bool) {
+        match *progress {
+            Progress::Step { say, done, .. } => (say.map_or(Vec::new(), |say| say.bytes().to_vec()), done),
+            Progress::Wait => panic!("everything was there"),
+        }
+    }
+
+    fn run(dialer: &Secret, listener: &Secret, volumes: [u128; 2]) -> Result<(), AuthError> {
+        let (mut dialing, first) = Handshake::dial(dialer, VolumeId(volumes[0]))?;
+        let mut listening = Handshake::listen(listener, VolumeId(volumes[1]))?;
+        let (answer, done) = say(&listening.advance(first.bytes())?);
+        assert!(!done);
+        let (last, done) = say(&dialing.advance(&answer)?);
+        assert!(done);
+        let (nothing, done) = say(&listening.advance(&last)?);
+        assert!(done && nothing.is_empty());
+        Ok(())
+    }
+
+    #[test]
+    fn who_knows_the_secret_gets_in_and_nobody_else() {
+        let (right, wrong) = (Secret(vec![7; 32]), Secret(vec![8; 32]));
+        assert_eq!(run(&right, &right, [1, 1]), Ok(()));
+        assert_eq!(run(&right, &wrong, [1, 1]), Err(AuthError::Proof));
+        assert_eq!(run(&right, &right, [1, 2]), Err(AuthError::Volume(1)));
+    }
+
+    #[test]
+    fn a_listener_that_lets_the_wrong_dialer_speak_still_refuses_its_proof() {
+        let secret = Secret(vec![7; 32]);
+        let (_, first) = Handshake::dial(&secret, VolumeId(1)).unwrap();
+        let mut listening = Handshake::listen(&secret, VolumeId(1)).unwrap();
+        let (answer, _) = say(&listening.advance(first.bytes()).unwrap());
+        // Reflecting the listener's own proof must not work: the role is part of what is proven.
+        let reflected = &answer[CHALLENGE_BYTES..];
+        assert_eq!(listening.advance(reflected).unwrap_err(), AuthError::Proof);
+    }
+
+    #[test]
+    fn every_prefix_waits_and_every_flipped_bit_is_refused() {
+        let secret = Secret(b"secret".to_vec());
+        let (_, first) = Handshake::dial(&secret, VolumeId(1)).unwrap();
+        for len in 0..CHALLENGE_BYTES {
+            let mut listening = Handshake::listen(&secret, VolumeId(1)).unwrap();
+            assert!(matches!(listening.advance(&first.bytes()[..len]), Ok(Progress::Wait)));
+        }
+        for bit in 0..PROOF_BYTES * 8 {
+            let (mut dialing, first) = Handshake::dial(&secret, VolumeId(1)).unwrap();
+            let mut listening = Handshake::listen(&secret, VolumeId(1)).unwrap();
+            let (mut answer, _) = say(&listening.advance(first.bytes()).unwrap());
+            answer[CHALLENGE_BYTES + bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(dialing.advance(&answer).unwrap_err(), AuthError::Proof);
+        }
+    }
+
+    #[test]
+    fn hostile_bytes_are_errors() {
+        let secret = Secret(b"secret".to_vec());
+        for byte in 0..=255u8 {
+            let mut listening = Handshake::listen(&secret, VolumeId(1)).unwrap();
+            assert!(listening.advance(&[byte; 200]).is_err());
+            let (mut dialing, _) = Handshake::dial(&secret, VolumeId(1)).unwrap();
+            assert!(dialing.advance(&[byte; 200]).is_err());
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! The clock of the data path: `CLOCK_BOOTTIME`, which goes on while the machine sleeps, so that a lease that ran
+//! out during a suspend has run out. Not the time of day.
+
+use std::time::Duration;
+
+use replicator_core::units::Instant;
+use rustix::time::{ClockId, clock_gettime};
+
+/// This moment.
+pub(crate) fn now() -> Instant {
+    let time = clock_gettime(ClockId::Boottime);
+    let part = |value: i64| u64::try_from(value).expect("the time since boot is never negative");
+    Instant(part(time.tv_sec) * 1_000_000_000 + part(time.tv_nsec))
+}
+
+/// How long from `now` until `then`; nothing if it has come.
+pub(crate) fn until(now: Instant, then: Instant) -> Duration {
+    Duration::from_nanos(then.since_ns(now))
+}
+
+/// Identity of this boot of the machine: another one means that volatile state may be gone. 0 if the kernel does
+/// not tell, which no recorded boot equals.
+pub(crate) fn boot_id() -> u128 {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
+    u128::from_str_radix(&digits, 16).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_goes_on_and_the_boot_stays() {
+        let earlier = now();
+        assert!(now() >= earlier);
+        assert_eq!(until(earlier.plus_ms(5), earlier), Duration::ZERO);
+        assert_eq!(until(earlier, earlier.plus_ms(5)), Duration::from_millis(5));
+        assert_ne!(boot_id(), 0);
+        assert_eq!(boot_id(), boot_id());
+    }
+}

@@ -1,0 +1,102 @@
+//! The configuration file: one TOML file, the same on all nodes. It is read as a whole, every mistake is
+//! reported with its line and a cure, and what comes out has its units in types.
+//!
+//! ```text
+//! text -> section (keys, types, unknown keys) -> reader (units, defaults) -> relations -> Cluster
+//! ```
+
+mod cluster;
+mod example;
+mod problem;
+mod reader;
+mod relations;
+mod secret;
+mod section;
+mod tuning;
+mod uuid;
+mod value;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+pub use cluster::{Cluster, Node, OptionsError, Replica, Volume};
+pub use example::example;
+pub use problem::{Problem, Problems, Severity};
+pub use secret::fresh_secret;
+pub use tuning::Tuning;
+pub use uuid::{format_uuid, fresh_uuid, parse_uuid};
+pub use value::{format_duration_ms, format_size, parse_duration_ms, parse_size};
+
+/// Bytes a configuration file may have.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// What a sound configuration file says, and what is doubtful in it.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The cluster.
+    pub cluster: Cluster,
+    /// What works and is probably not what was meant.
+    pub warnings: Problems,
+}
+
+/// Whether the cluster's secret is needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WithSecret {
+    /// It is read and checked.
+    Yes,
+    /// It is left alone: enough to find a node's control socket.
+    No,
+}
+
+/// Why a configuration file is not accepted.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// It cannot be read.
+    #[error("cannot read the configuration file {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It is larger than any configuration.
+    #[error("{}: {FILE_BYTES_MAX} bytes is the most a configuration file may have; is it the right file?", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It has mistakes.
+    #[error("{0}")]
+    Invalid(Problems),
+}
+
+/// Reads and checks the file at `path`.
+///
+/// # Errors
+/// If it cannot be read or has mistakes; all of them are in the error.
+pub fn load(path: &Path, with_secret: WithSecret) -> Result<Loaded, ConfigError> {
+    let read = |source| ConfigError::Read { path: path.to_owned(), source };
+    let length_bytes = std::fs::metadata(path).map_err(read)?.len();
+    if length_bytes > FILE_BYTES_MAX {
+        return Err(ConfigError::TooLarge { path: path.to_owned() });
+    }
+    let text = std::fs::read_to_string(path).map_err(read)?;
+    parse(path, &text, with_secret)
+}
+
+/// Checks the text of a file that lies, or would lie, at `path`; relative paths in it start there.
+///
+/// # Errors
+/// If it has mistakes; all of them are in the error.
+pub fn parse(path: &Path, text: &str, with_secret: WithSecret) -> Result<Loaded, ConfigError> {
+    let mut problems = Problems::new(path, text.to_owned());
+    let cluster = reader::read(text, path, with_secret, &mut problems);
+    match cluster {
+        Some(cluster) if !problems.has_errors() => Ok(Loaded { cluster, warnings: problems }),
+        _ => Err(ConfigError::Invalid(problems)),
+    }
+}

@@ -1,0 +1,195 @@
+//! The client of the control interface: one request, one answer, no thread left behind.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+use tokio::net::UnixStream;
+
+use super::json::{Demote, Done, Failure, FailureReason, NodeStatus, Promote, Shrink, Version, VolumeReport};
+
+/// Bytes of an answer.
+const ANSWER_BYTES_MAX: usize = 4 << 20;
+/// How long an answer may take: more than a volume may take to act.
+const DEADLINE: Duration = Duration::from_secs(40);
+
+/// Why there is no answer, or not the one hoped for.
+#[derive(Debug, Error)]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error("no replicator answers on {} ({source})", path.display())]
+    Unreachable {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// No answer in time.
+    #[error("the replicator on {} did not answer within {} seconds", path.display(), DEADLINE.as_secs())]
+    Deadline {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// What came is no answer.
+    #[error("{} does not speak this interface: {reason}", path.display())]
+    Garbled {
+        /// The socket.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The replicator says no.
+    #[error("{}", .0.message)]
+    Refused(FailureReason),
+}
+
+impl ClientError {
+    /// The cure, if there is one.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Unreachable { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => Some(
+                "the control socket is for its owner alone: run this as root or the replicator's user".into(),
+            ),
+            Self::Unreachable { .. } => {
+                Some("start it: holdfast replicator --config FILE --node NAME".into())
+            }
+            Self::Deadline { .. } => Some("its log says what it waits for".into()),
+            Self::Garbled { .. } => Some("is this the control socket, and of the same version?".into()),
+            Self::Refused(reason) => reason.hint.clone(),
+        }
+    }
+}
+
+/// Talks to one replicator.
+#[derive(Clone, Debug)]
+pub struct Client {
+    path: PathBuf,
+}
+
+impl Client {
+    /// A client of the control socket at `path`. Nothing is connected yet.
+    #[must_use]
+    pub fn new(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
+    /// The versions of the program and of the interface.
+    ///
+    /// # Errors
+    /// If there is no answer.
+    pub fn version(&self) -> Result<Version, ClientError> {
+        self.ask(Method::GET, "/v1/version", &())
+    }
+
+    /// The node with all its volumes.
+    ///
+    /// # Errors
+    /// If there is no answer.
+    pub fn status(&self) -> Result<NodeStatus, ClientError> {
+        self.ask(Method::GET, "/v1/status", &())
+    }
+
+    /// One volume.
+    ///
+    /// # Errors
+    /// If there is no answer, or no such volume.
+    pub fn volume(&self, volume: &str) -> Result<VolumeReport, ClientError> {
+        self.ask(Method::GET, &route(volume, ""), &())
+    }
+
+    /// Makes the node the volume's primary.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is a no.
+    pub fn promote(&self, volume: &str, force: bool) -> Result<Done, ClientError> {
+        self.ask(Method::POST, &route(volume, "/promote"), &Promote { force })
+    }
+
+    /// Makes the node a secondary.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is a no.
+    pub fn demote(&self, volume: &str) -> Result<Done, ClientError> {
+        self.ask(Method::POST, &route(volume, "/demote"), &Demote {})
+    }
+
+    /// Takes a member that is gone out of the in-sync set.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is a no.
+    pub fn shrink(&self, volume: &str, node: &str) -> Result<Done, ClientError> {
+        self.ask(Method::POST, &route(volume, "/shrink"), &Shrink { node: node.to_owned() })
+    }
+
+    fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        route: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        let garbled = |reason: String| ClientError::Garbled { path: self.path.clone(), reason };
+        let body = if method == Method::GET {
+            Bytes::new()
+        } else {
+            Bytes::from(serde_json::to_vec(body).map_err(|error| garbled(error.to_string()))?)
+        };
+        let request = Request::builder()
+            .method(method)
+            .uri(route)
+            .header("host", "holdfast")
+            .header("content-type", "application/json")
+            .body(Full::new(body))
+            .map_err(|error| garbled(error.to_string()))?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let unreachable = |source| ClientError::Unreachable { path: self.path.clone(), source };
+        let (status, bytes) = runtime.map_err(unreachable)?.block_on(async {
+            match tokio::time::timeout(DEADLINE, self.exchange(request)).await {
+                Ok(result) => result,
+                Err(_) => Err(ClientError::Deadline { path: self.path.clone() }),
+            }
+        })?;
+        if status.is_success() {
+            return serde_json::from_slice(&bytes).map_err(|error| garbled(error.to_string()));
+        }
+        match serde_json::from_slice::<Failure>(&bytes) {
+            Ok(failure) => Err(ClientError::Refused(failure.error)),
+            Err(_) => Err(garbled(format!("HTTP status {status} without a reason"))),
+        }
+    }
+
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), ClientError> {
+        let garbled = |reason: String| ClientError::Garbled { path: self.path.clone(), reason };
+        let stream = UnixStream::connect(&self.path)
+            .await
+            .map_err(|source| ClientError::Unreachable { path: self.path.clone(), source })?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| garbled(error.to_string()))?;
+        let driver = tokio::spawn(connection);
+        let response = sender.send_request(request).await.map_err(|error| garbled(error.to_string()))?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+        driver.abort();
+        Ok((status, body.map_err(|error| garbled(error.to_string()))?.to_bytes()))
+    }
+}
+
+fn route(volume: &str, action: &str) -> String {
+    let mut route = String::from("/v1/volumes/");
+    for byte in volume.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_.".contains(&byte) {
+            route.push(char::from(byte));
+        } else {
+            route.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    route + action
+}

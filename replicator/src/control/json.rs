@@ -1,0 +1,366 @@
+//! The words of the control interface. Core types are mapped here, field by field, so that a change inside does
+//! not change what programs outside read. States are in DRBD's words.
+
+use replicator_core::status::{Counters, PeerStatus};
+use replicator_core::wire::message::Ack;
+use serde::{Deserialize, Serialize};
+
+use super::advice;
+use super::facts::{Facts, protocol_letter};
+use crate::VolumeStatus;
+use crate::config::format_uuid;
+
+/// Answer to `GET /v1/version`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Version {
+    /// Version of the program.
+    pub version: String,
+    /// Version of this interface.
+    pub api: u32,
+}
+
+/// Answer to `GET /v1/status`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Name of the cluster.
+    pub cluster: String,
+    /// Name of the node.
+    pub node: String,
+    /// Process id of the replicator.
+    pub pid: u32,
+    /// Version of the program.
+    pub version: String,
+    /// Its volumes.
+    pub volumes: Vec<VolumeReport>,
+}
+
+/// A volume's replica on one node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeReport {
+    /// Name of the volume.
+    pub name: String,
+    /// Its UUID.
+    pub uuid: String,
+    /// What is wrong or needs attention, and what to do about it; empty if all is well.
+    pub problems: Vec<Advice>,
+    /// Where clients find the volume on this node.
+    pub nbd: Vec<String>,
+    /// The replica; absent if it has stopped or does not answer.
+    pub replica: Option<ReplicaReport>,
+}
+
+/// Something that needs attention.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Advice {
+    /// `error`: clients or data are affected. `warning`: redundancy is. `note`: it passes by itself.
+    pub severity: AdviceSeverity,
+    /// What is wrong.
+    pub text: String,
+    /// What to do or to type, if there is something.
+    pub cure: Option<String>,
+}
+
+/// How much attention it needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AdviceSeverity {
+    /// It passes by itself.
+    Note,
+    /// Redundancy is affected.
+    Warning,
+    /// Clients or data are affected.
+    Error,
+}
+
+/// What a replica says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaReport {
+    /// `Primary` or `Secondary`.
+    pub role: String,
+    /// Whether clients are served now.
+    pub serving: bool,
+    /// Why clients' I/O waits, if it does.
+    pub frozen: Option<String>,
+    /// `UpToDate`, `Outdated`, `Inconsistent`, `Failed`, `Attaching` or `Diskless`.
+    pub disk_state: String,
+    /// Whether the copy must be verified.
+    pub suspect: bool,
+    /// Whether it cannot have lost volatile state since it last acknowledged.
+    pub proven: bool,
+    /// Bytes of the volume.
+    pub size_bytes: u64,
+    /// Smallest unit a client may address.
+    pub block_bytes: u32,
+    /// The newest record of who writes and who is in sync.
+    pub record: RecordReport,
+    /// Highest epoch promised.
+    pub promised: u64,
+    /// End of the log, `epoch:sequence`.
+    pub head: String,
+    /// Chain value there.
+    pub chain: String,
+    /// Sequence written to the journal.
+    pub journaled: u64,
+    /// Sequence durable in the journal.
+    pub durable: u64,
+    /// Sequence known committed.
+    pub committed: u64,
+    /// Sequence known stable.
+    pub stable: u64,
+    /// Sequence applied to the disk.
+    pub applied: u64,
+    /// The journal's ring.
+    pub ring: UsageReport,
+    /// Memory for requests and frames.
+    pub memory: UsageReport,
+    /// Bad superblock copies found and repaired so far.
+    pub superblock_repairs: u64,
+    /// NBD connections now.
+    pub nbd_connections: u32,
+    /// How disk and journal are read and written.
+    pub backends: String,
+    /// Flags of the ring that does it.
+    pub ring_flags: String,
+    /// Whether the process has locked its memory.
+    pub memory_locked: bool,
+    /// The other replicas.
+    pub peers: Vec<PeerReport>,
+    /// Things counted since the process started.
+    pub counters: CountersReport,
+}
+
+/// Who writes and who holds every acknowledged write.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordReport {
+    /// The reign.
+    pub epoch: u64,
+    /// Change of the record within the reign.
+    pub version: u64,
+    /// Who may write.
+    pub primary: Option<String>,
+    /// Identity of the reign.
+    pub reign: String,
+    /// Names of the members of the in-sync set.
+    pub in_sync: Vec<String>,
+}
+
+/// How full something is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsageReport {
+    /// Bytes there are.
+    pub bytes: u64,
+    /// Bytes in use.
+    pub used_bytes: u64,
+}
+
+/// Another replica as seen from here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerReport {
+    /// Name of its node.
+    pub node: String,
+    /// Where it listens.
+    pub address: Option<String>,
+    /// `A`, `B` or `C`: how it is fed.
+    pub protocol: String,
+    /// `Established`, `CatchUp`, `Connected`, `Connecting` or `StandAlone`.
+    pub connection: String,
+    /// Why it is StandAlone, if it is.
+    pub reason: Option<String>,
+    /// Its role as it last said, if it is connected.
+    pub role: Option<String>,
+    /// State of its copy as it last said, if it is connected.
+    pub disk_state: Option<String>,
+    /// Whether it is in the in-sync set.
+    pub member: bool,
+    /// What it last acknowledged.
+    pub ack: AckReport,
+}
+
+/// Sequences a peer has reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AckReport {
+    /// Received into memory.
+    pub received: u64,
+    /// Written to the journal.
+    pub journaled: u64,
+    /// Durable in the journal.
+    pub durable: u64,
+    /// Applied to the disk.
+    pub applied: u64,
+}
+
+/// Things counted since the process started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CountersReport {
+    /// Write, zero and trim requests completed.
+    pub writes: u64,
+    /// Read requests completed.
+    pub reads: u64,
+    /// Flush requests completed.
+    pub flushes: u64,
+    /// Bytes written by clients.
+    pub written_bytes: u64,
+    /// Bytes read by clients.
+    pub read_bytes: u64,
+    /// Frames closed or received.
+    pub frames: u64,
+    /// Syncs of the journal.
+    pub journal_syncs: u64,
+    /// Writes to the backing disk.
+    pub disk_writes: u64,
+    /// Checkpoints taken.
+    pub checkpoints: u64,
+}
+
+/// Body of `POST .../promote`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Promote {
+    /// Without the word of members that cannot be reached.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// Body of `POST .../demote`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Demote {}
+
+/// Body of `POST .../shrink`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shrink {
+    /// Name of the node to take out of the in-sync set.
+    pub node: String,
+}
+
+/// Answer to a POST that was done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Done {
+    /// What was done.
+    pub message: String,
+}
+
+/// Answer to anything that was not done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Why.
+    pub error: FailureReason,
+}
+
+/// Why something was not done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailureReason {
+    /// A word for programs.
+    pub code: String,
+    /// The cause.
+    pub message: String,
+    /// The cure, if there is one.
+    pub hint: Option<String>,
+}
+
+impl VolumeReport {
+    /// A report of the volume `name`, with what its replica said or why it said nothing.
+    pub(super) fn new<E: std::fmt::Display>(
+        facts: &Facts,
+        name: &str,
+        status: Result<&VolumeStatus, E>,
+    ) -> Self {
+        let uuid = facts.volume(name).map_or_else(String::new, |volume| format_uuid(volume.id.0));
+        let mut report = Self {
+            name: name.to_owned(),
+            uuid,
+            problems: Vec::new(),
+            nbd: facts.nbd_uris(name),
+            replica: status.as_ref().ok().map(|status| ReplicaReport::new(facts, name, status)),
+        };
+        report.problems = match status {
+            Ok(_) => advice::problems(facts, &report),
+            Err(error) => vec![advice::silent(name, &error.to_string())],
+        };
+        report
+    }
+}
+
+impl ReplicaReport {
+    fn new(facts: &Facts, volume: &str, status: &VolumeStatus) -> Self {
+        let core = &status.core;
+        Self {
+            role: core.role.to_string(),
+            serving: core.serving,
+            frozen: core.frozen.as_deref().map(|reason| facts.with_names(reason)),
+            disk_state: core.disk_state.to_string(),
+            suspect: core.suspect,
+            proven: core.proven,
+            size_bytes: core.volume_bytes,
+            block_bytes: core.block_bytes,
+            record: RecordReport {
+                epoch: core.record.epoch.0,
+                version: core.record.version,
+                primary: core.record.primary.map(|node| facts.name_of(node)),
+                reign: format!("{:032x}", core.record.reign.0),
+                in_sync: facts.names_of(core.record.in_sync),
+            },
+            promised: core.promised.0,
+            head: core.head.to_string(),
+            chain: core.chain.to_string(),
+            journaled: core.journaled.0,
+            durable: core.durable.0,
+            committed: core.committed.0,
+            stable: core.stable.0,
+            applied: core.applied.0,
+            ring: UsageReport { bytes: core.ring_bytes, used_bytes: core.ring_used_bytes },
+            memory: UsageReport { bytes: core.arena_bytes, used_bytes: core.arena_used_bytes },
+            superblock_repairs: core.superblock_repairs,
+            nbd_connections: status.nbd_connections,
+            backends: status.backends.clone(),
+            ring_flags: status.ring_flags.clone(),
+            memory_locked: status.memory_locked,
+            peers: core.peers.iter().map(|peer| PeerReport::new(facts, volume, peer)).collect(),
+            counters: CountersReport::from(core.counters),
+        }
+    }
+}
+
+impl PeerReport {
+    fn new(facts: &Facts, volume: &str, peer: &PeerStatus) -> Self {
+        Self {
+            node: facts.name_of(peer.node),
+            address: facts.replica(volume, peer.node).map(|replica| replica.listen.to_string()),
+            protocol: protocol_letter(peer.protocol).to_owned(),
+            connection: peer.connection.to_string(),
+            reason: peer.reason.as_deref().map(|reason| facts.with_names(reason)),
+            role: peer.role.map(|role| role.to_string()),
+            disk_state: peer.disk_state.map(|state| state.to_string()),
+            member: peer.member,
+            ack: AckReport::from(peer.ack),
+        }
+    }
+}
+
+impl From<Ack> for AckReport {
+    fn from(ack: Ack) -> Self {
+        Self {
+            received: ack.received.0,
+            journaled: ack.journaled.0,
+            durable: ack.durable.0,
+            applied: ack.applied.0,
+        }
+    }
+}
+
+impl From<Counters> for CountersReport {
+    fn from(counters: Counters) -> Self {
+        Self {
+            writes: counters.writes,
+            reads: counters.reads,
+            flushes: counters.flushes,
+            written_bytes: counters.written_bytes,
+            read_bytes: counters.read_bytes,
+            frames: counters.frames,
+            journal_syncs: counters.journal_syncs,
+            disk_writes: counters.disk_writes,
+            checkpoints: counters.checkpoints,
+        }
+    }
+}

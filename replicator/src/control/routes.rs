@@ -1,0 +1,263 @@
+//! The routes of the control interface and what each answers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, to_bytes};
+use axum::extract::{FromRequestParts, Path, Request, State};
+use axum::http::request::Parts;
+use axum::http::{Method, StatusCode, Uri, header};
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use hyper::body::Bytes;
+use replicator_core::command::AdminError;
+use replicator_core::event::AdminAction;
+use replicator_core::units::ReignId;
+use ring::rand::{SecureRandom, SystemRandom};
+use serde::de::DeserializeOwned;
+
+use super::Volume;
+use super::facts::Facts;
+use super::json::{Demote, Done, Failure, FailureReason, NodeStatus, Promote, Shrink, Version, VolumeReport};
+use crate::error::VolumeError;
+
+/// Version of the interface, the number in its paths.
+const API_VERSION: u32 = 1;
+/// Bytes of a request's body.
+const BODY_BYTES_MAX: usize = 4 << 10;
+/// How long a client may take to send it.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a volume may take to do what an operator asks; a promotion waits for every member's answer.
+const ADMIN_DEADLINE: Duration = Duration::from_secs(30);
+
+/// What all requests see.
+pub(super) struct Shared {
+    pub(super) facts: Facts,
+    pub(super) volumes: Vec<Arc<dyn Volume>>,
+}
+
+type AppState = State<Arc<Shared>>;
+
+/// The routes.
+pub(super) fn router(shared: Arc<Shared>) -> Router {
+    Router::new()
+        .route("/v1/version", get(version))
+        .route("/v1/status", get(status))
+        .route("/v1/volumes/{volume}", get(volume))
+        .route("/v1/volumes/{volume}/promote", post(promote))
+        .route("/v1/volumes/{volume}/demote", post(demote))
+        .route("/v1/volumes/{volume}/shrink", post(shrink))
+        .fallback(no_route)
+        .method_not_allowed_fallback(no_method)
+        .layer(from_fn(take_body))
+        .with_state(shared)
+}
+
+/// Reads the whole body before anything is decided, within its limits of size and time.
+async fn take_body(request: Request, next: Next) -> Response {
+    let too_large = || {
+        let message = format!("the body is larger than {BODY_BYTES_MAX} bytes");
+        Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", message, None).into_response()
+    };
+    let (parts, body) = request.into_parts();
+    let stated = parts.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+    if stated.is_some_and(|length| length.parse().map_or(true, |length: usize| length > BODY_BYTES_MAX)) {
+        return too_large();
+    }
+    match tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, BODY_BYTES_MAX)).await {
+        Ok(Ok(bytes)) => next.run(Request::from_parts(parts, Body::from(bytes))).await,
+        Ok(Err(_)) => too_large(),
+        Err(_) => {
+            let message = "the body did not come in time".to_owned();
+            Refusal::new(StatusCode::REQUEST_TIMEOUT, "too-slow", message, None).into_response()
+        }
+    }
+}
+
+/// The name of a volume in a path.
+struct VolumeName(String);
+
+impl<S: Send + Sync> FromRequestParts<S> for VolumeName {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        match Path::<String>::from_request_parts(parts, state).await {
+            Ok(Path(name)) => Ok(Self(name)),
+            Err(error) => {
+                let hint = "a volume's name has lower-case letters, digits, - _ .".to_owned();
+                Err(Refusal::new(StatusCode::BAD_REQUEST, "bad-path", error.body_text(), hint))
+            }
+        }
+    }
+}
+
+async fn version() -> Json<Version> {
+    Json(Version { version: env!("CARGO_PKG_VERSION").to_owned(), api: API_VERSION })
+}
+
+async fn status(State(shared): AppState) -> Result<Json<NodeStatus>, Refusal> {
+    let volumes = shared.volumes.clone();
+    let mut reports = Vec::new();
+    for volume in volumes {
+        reports.push(report(&shared, volume).await?);
+    }
+    Ok(Json(NodeStatus {
+        cluster: shared.facts.cluster_name().to_owned(),
+        node: shared.facts.name(),
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        volumes: reports,
+    }))
+}
+
+async fn volume(
+    State(shared): AppState,
+    VolumeName(name): VolumeName,
+) -> Result<Json<VolumeReport>, Refusal> {
+    let volume = find(&shared, &name)?;
+    Ok(Json(report(&shared, volume).await?))
+}
+
+async fn promote(
+    State(shared): AppState,
+    VolumeName(name): VolumeName,
+    body: Bytes,
+) -> Result<Json<Done>, Refusal> {
+    let request: Promote = parse(&body)?;
+    let mut reign = [0; 16];
+    SystemRandom::new().fill(&mut reign).expect("the kernel gives random bytes");
+    let reign = ReignId(u128::from_le_bytes(reign));
+    act(&shared, &name, AdminAction::Promote { force: request.force, reign }).await
+}
+
+async fn demote(
+    State(shared): AppState,
+    VolumeName(name): VolumeName,
+    body: Bytes,
+) -> Result<Json<Done>, Refusal> {
+    let _: Demote = parse(&body)?;
+    act(&shared, &name, AdminAction::Demote).await
+}
+
+async fn shrink(
+    State(shared): AppState,
+    VolumeName(name): VolumeName,
+    body: Bytes,
+) -> Result<Json<Done>, Refusal> {
+    let request: Shrink = parse(&body)?;
+    let node = shared.facts.id_of(&request.node).ok_or_else(|| {
+        let known = shared.facts.node_names().join(", ");
+        let message = format!("there is no node \"{}\" in this cluster", request.node);
+        Refusal::new(StatusCode::BAD_REQUEST, "unknown-node", message, format!("its nodes are: {known}"))
+    })?;
+    act(&shared, &name, AdminAction::Shrink { node }).await
+}
+
+async fn no_route(method: Method, uri: Uri) -> Refusal {
+    let message = format!("there is no {method} {}", uri.path());
+    Refusal::new(StatusCode::NOT_FOUND, "no-route", message, "GET /v1/status is a good start".to_owned())
+}
+
+async fn no_method(method: Method, uri: Uri) -> Refusal {
+    let message = format!("{} does not take {method}", uri.path());
+    let hint = "questions are GET, what changes something is POST".to_owned();
+    Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "no-method", message, hint)
+}
+
+fn find(shared: &Shared, name: &str) -> Result<Arc<dyn Volume>, Refusal> {
+    let found = shared.volumes.iter().find(|volume| volume.name() == name);
+    found.cloned().ok_or_else(|| {
+        let known: Vec<&str> = shared.volumes.iter().map(|volume| volume.name()).collect();
+        let message = format!("node {} has no volume \"{name}\"", shared.facts.name());
+        let hint = format!("its volumes are: {}", known.join(", "));
+        Refusal::new(StatusCode::NOT_FOUND, "unknown-volume", message, hint)
+    })
+}
+
+async fn report(shared: &Arc<Shared>, volume: Arc<dyn Volume>) -> Result<VolumeReport, Refusal> {
+    let shared = Arc::clone(shared);
+    blocking(move || {
+        let status = volume.status();
+        VolumeReport::new(&shared.facts, volume.name(), status.as_ref())
+    })
+    .await
+}
+
+async fn act(shared: &Arc<Shared>, name: &str, action: AdminAction) -> Result<Json<Done>, Refusal> {
+    let volume = find(shared, name)?;
+    let result = blocking(move || volume.admin(action, ADMIN_DEADLINE)).await?;
+    match result {
+        Ok(message) => Ok(Json(Done { message: shared.facts.with_names(&message) })),
+        Err(error) => Err(refusal_of(&shared.facts, name, &error)),
+    }
+}
+
+/// Volumes are asked with calls that block; those run beside the server's thread.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Refusal> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| {
+        let message = "the request failed inside the replicator; see its log".to_owned();
+        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message, None)
+    })
+}
+
+fn refusal_of(facts: &Facts, volume: &str, error: &VolumeError) -> Refusal {
+    let message = facts.with_names(&error.to_string());
+    match error {
+        VolumeError::Refused(AdminError::Refused(_)) => Refusal::new(
+            StatusCode::CONFLICT,
+            "refused",
+            message,
+            format!("holdfast status {volume} says more"),
+        ),
+        VolumeError::Refused(AdminError::NeedsForce(_)) => {
+            let hint = format!("if the missing ones are surely down: holdfast promote {volume} --force");
+            Refusal::new(StatusCode::CONFLICT, "needs-force", message, hint)
+        }
+        VolumeError::Refused(AdminError::Device(_)) => {
+            let hint = "look for the device's error in the kernel log (dmesg)".to_owned();
+            Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "device", message, hint)
+        }
+        VolumeError::Deadline(_) => {
+            let hint = format!("holdfast status {volume} shows whether it was done");
+            Refusal::new(StatusCode::GATEWAY_TIMEOUT, "deadline", message, hint)
+        }
+        VolumeError::Stopped => {
+            let hint = "restart the replicator; its log says why it stopped".to_owned();
+            Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "stopped", message, hint)
+        }
+    }
+}
+
+/// Reads a body whatever its content type says; no body means all defaults.
+fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, Refusal> {
+    let body: &[u8] = if body.is_empty() { b"{}" } else { body };
+    serde_json::from_slice(body).map_err(|error| {
+        let hint = "docs/operating.md lists the requests and their bodies".to_owned();
+        Refusal::new(
+            StatusCode::BAD_REQUEST,
+            "bad-json",
+            format!("the body is not understood: {error}"),
+            hint,
+        )
+    })
+}
+
+/// An error as it is sent.
+struct Refusal {
+    status: StatusCode,
+    reason: FailureReason,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, code: &'static str, message: String, hint: impl Into<Option<String>>) -> Self {
+        Self { status, reason: FailureReason { code: code.to_owned(), message, hint: hint.into() } }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.status, Json(Failure { error: self.reason })).into_response()
+    }
+}

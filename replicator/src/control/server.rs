@@ -1,0 +1,116 @@
+//! The control server: a thread with a small runtime of its own, so that a slow client of the control interface
+//! never touches a volume's thread.
+
+use std::convert::Infallible;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use thiserror::Error;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, oneshot};
+
+use super::Volume;
+use super::facts::Facts;
+use super::routes::{self, Shared};
+use super::socket::{ControlSocket, SocketError};
+
+/// Connections at one time; more wait to be accepted.
+const CONNECTIONS_MAX: usize = 32;
+/// Bytes of a request's head.
+const HEAD_BYTES_MAX: usize = 16 << 10;
+/// Headers of a request.
+const HEADERS_MAX: usize = 64;
+/// How long a client may take to send the head of a request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why the control server does not start.
+#[derive(Debug, Error)]
+pub enum ServerError {
+    /// Its socket cannot be had.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// Its thread or runtime cannot be had.
+    #[error("cannot start the control server: {0}")]
+    System(#[from] io::Error),
+}
+
+/// A running control server; stopped when dropped.
+#[derive(Debug)]
+pub struct Server {
+    stop: Option<oneshot::Sender<Infallible>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Binds `path` and serves `volumes`.
+    ///
+    /// # Errors
+    /// If the socket is in use or cannot be bound.
+    pub fn start(path: &Path, facts: Facts, volumes: Vec<Arc<dyn Volume>>) -> Result<Self, ServerError> {
+        let (socket, listener) = ControlSocket::bind(path)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let listener = {
+            let _guard = runtime.enter();
+            UnixListener::from_std(listener)?
+        };
+        let router = routes::router(Arc::new(Shared { facts, volumes }));
+        let (stop, stopped) = oneshot::channel();
+        let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
+            runtime.block_on(async move {
+                tokio::select! {
+                    () = accept(listener, router) => {}
+                    _ = stopped => {}
+                }
+            });
+            // A request that waits for a volume must not keep the process from ending.
+            runtime.shutdown_background();
+            drop(socket);
+        })?;
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+async fn accept(listener: UnixListener, router: Router) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let router = router.clone();
+                tokio::spawn(async move {
+                    serve(stream, router).await;
+                    drop(place);
+                });
+            }
+            // Out of descriptors: others may give some back soon.
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+async fn serve(stream: UnixStream, router: Router) {
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .max_headers(HEADERS_MAX)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    // A client that breaks off or speaks something else is its own problem; hyper has answered it if it could.
+    let _ = connection.await;
+}

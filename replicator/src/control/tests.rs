@@ -1,0 +1,493 @@
+//! The control interface over a real unix socket, in front of a volume that is made up.
+
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use replicator_core::command::AdminError;
+use replicator_core::config::Protocol;
+use replicator_core::disk::superblock::{DiskState, Record};
+use replicator_core::event::AdminAction;
+use replicator_core::status::{Connection, Counters, PeerStatus, Role, Status};
+use replicator_core::units::{Chain, Epoch, NodeId, NodeSet, Position, ReignId, Sequence};
+use replicator_core::wire::message::Ack;
+
+use super::json::{AdviceSeverity, NodeStatus, ReplicaReport, VolumeReport};
+use super::*;
+use crate::config::{WithSecret, parse};
+
+const CONFIGURATION: &str = r#"
+[cluster]
+name = "db"
+secret = "0123456789abcdef"
+[[node]]
+name = "alpha"
+address = "10.0.0.1"
+[[node]]
+name = "beta"
+address = "10.0.0.2"
+[[volume]]
+name = "r0"
+uuid = "01915f1e-0a4b-4c3d-8e2f-0123456789ab"
+size = "1GiB"
+[[volume.replica]]
+node = "alpha"
+disk = "/d/r0.disk"
+journal = "/d/r0.journal"
+port = 7788
+nbd-socket = "/run/r0.sock"
+nbd-listen = "127.0.0.1:10809"
+[[volume.replica]]
+node = "beta"
+disk = "/d/r0.disk"
+journal = "/d/r0.journal"
+port = 7788
+"#;
+
+/// A volume that says what it is told to say and remembers what it was asked.
+struct Fake {
+    status: Mutex<Result<VolumeStatus, VolumeError>>,
+    answer: Mutex<Result<String, VolumeError>>,
+    asked: Mutex<Vec<AdminAction>>,
+}
+
+impl Volume for Fake {
+    fn name(&self) -> &str {
+        "r0"
+    }
+
+    fn admin(&self, action: AdminAction, _deadline: Duration) -> Result<String, VolumeError> {
+        self.asked.lock().unwrap().push(action);
+        self.answer.lock().unwrap().clone()
+    }
+
+    fn status(&self) -> Result<VolumeStatus, VolumeError> {
+        self.status.lock().unwrap().clone()
+    }
+}
+
+/// A level primary on alpha with beta in place.
+fn healthy() -> Status {
+    let (alpha, beta) = (NodeId(0), NodeId(1));
+    Status {
+        node: alpha,
+        role: Role::Primary,
+        serving: true,
+        frozen: None,
+        disk_state: DiskState::UpToDate,
+        suspect: false,
+        proven: true,
+        volume_bytes: 1 << 30,
+        block_bytes: 512,
+        record: Record {
+            epoch: Epoch(2),
+            version: 1,
+            primary: Some(alpha),
+            reign: ReignId(0xabc),
+            in_sync: NodeSet::only(alpha).with(beta),
+        },
+        promised: Epoch(2),
+        head: Position { epoch: Epoch(2), sequence: Sequence(9) },
+        chain: Chain(0xdef),
+        journaled: Sequence(9),
+        durable: Sequence(8),
+        committed: Sequence(9),
+        stable: Sequence(8),
+        applied: Sequence(7),
+        ring_bytes: 1000,
+        ring_used_bytes: 10,
+        arena_used_bytes: 4096,
+        arena_bytes: 64 << 20,
+        superblock_repairs: 0,
+        peers: vec![PeerStatus {
+            node: beta,
+            protocol: Protocol::C,
+            connection: Connection::Established,
+            reason: None,
+            role: Some(Role::Secondary),
+            disk_state: Some(DiskState::UpToDate),
+            member: true,
+            ack: Ack {
+                received: Sequence(9),
+                journaled: Sequence(9),
+                durable: Sequence(8),
+                applied: Sequence(6),
+            },
+        }],
+        counters: Counters { writes: 9, ..Counters::default() },
+    }
+}
+
+fn volume_status(core: Status) -> VolumeStatus {
+    VolumeStatus {
+        name: "r0".to_owned(),
+        core,
+        nbd_connections: 1,
+        disk_direct: true,
+        journal_direct: true,
+        backends: "direct".to_owned(),
+        ring_flags: "coop".to_owned(),
+        memory_locked: true,
+    }
+}
+
+/// A server in a folder of its own.
+struct Bench {
+    folder: tempfile::TempDir,
+    volume: Arc<Fake>,
+    server: Option<Server>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let volume = Arc::new(Fake {
+            status: Mutex::new(Ok(volume_status(healthy()))),
+            answer: Mutex::new(Ok("n0 is Primary now".to_owned())),
+            asked: Mutex::default(),
+        });
+        let folder = tempfile::tempdir().unwrap();
+        let mut bench = Self { folder, volume, server: None };
+        bench.server = Some(bench.start().unwrap());
+        bench
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("control.sock")
+    }
+
+    fn start(&self) -> Result<Server, ServerError> {
+        Server::start(&self.path(), facts(), vec![Arc::clone(&self.volume) as Arc<dyn Volume>])
+    }
+
+    fn client(&self) -> Client {
+        Client::new(&self.path())
+    }
+
+    /// Sends bytes as they are and reads until the server closes.
+    fn raw(&self, request: &[u8]) -> String {
+        let mut stream = UnixStream::connect(self.path()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        // The server may refuse before it has read everything.
+        let _ = stream.write_all(request);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+}
+
+fn facts() -> Facts {
+    let loaded = parse(Path::new("/etc/holdfast.toml"), CONFIGURATION, WithSecret::Yes).unwrap();
+    Facts::new(loaded.cluster, NodeId(0))
+}
+
+fn refusal(error: &ClientError) -> (String, String, Option<String>) {
+    let ClientError::Refused(reason) = error else { panic!("{error}") };
+    (reason.code.clone(), reason.message.clone(), reason.hint.clone())
+}
+
+#[test]
+fn status_names_nodes_and_uses_the_fields_words() {
+    let bench = Bench::new();
+    let status = bench.client().status().unwrap();
+    assert_eq!(
+        (status.cluster.as_str(), status.node.as_str(), status.pid),
+        ("db", "alpha", std::process::id())
+    );
+    let volume = bench.client().volume("r0").unwrap();
+    assert_eq!(status.volumes, vec![volume.clone()]);
+    assert_eq!(volume.uuid, "01915f1e-0a4b-4c3d-8e2f-0123456789ab");
+    assert_eq!(volume.nbd, ["nbd+unix:///r0?socket=/run/r0.sock", "nbd://127.0.0.1:10809/r0"]);
+    assert_eq!(volume.problems, []);
+    let replica = volume.replica.unwrap();
+    assert_eq!((replica.role.as_str(), replica.disk_state.as_str()), ("Primary", "UpToDate"));
+    assert_eq!(replica.record.primary.as_deref(), Some("alpha"));
+    assert_eq!(replica.record.in_sync, ["alpha", "beta"]);
+    assert_eq!((replica.head.as_str(), replica.journaled, replica.applied), ("2:9", 9, 7));
+    let peer = &replica.peers[0];
+    assert_eq!((peer.node.as_str(), peer.connection.as_str()), ("beta", "Established"));
+    assert_eq!((peer.address.as_deref(), peer.ack.applied), (Some("10.0.0.2:7788"), 6));
+}
+
+#[test]
+fn actions_reach_the_volume() {
+    let bench = Bench::new();
+    let client = bench.client();
+    assert_eq!(client.promote("r0", true).unwrap().message, "alpha is Primary now");
+    client.demote("r0").unwrap();
+    client.shrink("r0", "beta").unwrap();
+    client.promote("r0", false).unwrap();
+    let asked = bench.volume.asked.lock().unwrap();
+    let AdminAction::Promote { force: true, reign: first } = asked[0] else { panic!("{asked:?}") };
+    assert_eq!(asked[1..3], [AdminAction::Demote, AdminAction::Shrink { node: NodeId(1) }]);
+    let AdminAction::Promote { force: false, reign: second } = asked[3] else { panic!("{asked:?}") };
+    assert_ne!(first, second, "each promotion draws its own reign id");
+}
+
+#[test]
+fn refusals_have_code_cause_and_cure() {
+    let bench = Bench::new();
+    let cases = [
+        (
+            VolumeError::Refused(AdminError::Refused("n1 is Primary".into())),
+            "refused",
+            "beta is Primary",
+            "status",
+        ),
+        (
+            VolumeError::Refused(AdminError::NeedsForce("n1 is silent".into())),
+            "needs-force",
+            "beta",
+            "--force",
+        ),
+        (VolumeError::Refused(AdminError::Device("EIO".into())), "device", "EIO", "dmesg"),
+        (VolumeError::Deadline(30_000), "deadline", "30000 ms", "holdfast status r0"),
+        (VolumeError::Stopped, "stopped", "has stopped", "restart"),
+    ];
+    for (answer, code, part, cure) in cases {
+        *bench.volume.answer.lock().unwrap() = Err(answer);
+        let found = refusal(&bench.client().promote("r0", false).unwrap_err());
+        assert_eq!(found.0, code);
+        assert!(
+            found.1.contains(part) && found.2.as_ref().is_some_and(|hint| hint.contains(cure)),
+            "{found:?}"
+        );
+    }
+    let (code, message, hint) = refusal(&bench.client().volume("r 1/é").unwrap_err());
+    assert_eq!(code, "unknown-volume");
+    assert!(message.contains("\"r 1/é\"") && hint.unwrap().contains("r0"), "{message}");
+    let (code, message, hint) = refusal(&bench.client().shrink("r0", "gamma").unwrap_err());
+    assert_eq!(code, "unknown-node");
+    assert!(message.contains("gamma") && hint.unwrap().contains("alpha, beta"), "{message}");
+}
+
+#[test]
+fn a_volume_that_has_stopped_is_reported_and_not_an_error() {
+    let bench = Bench::new();
+    *bench.volume.status.lock().unwrap() = Err(VolumeError::Stopped);
+    let volume = bench.client().status().unwrap().volumes.remove(0);
+    assert_eq!(volume.replica, None);
+    assert_eq!(volume.problems[0].severity, AdviceSeverity::Error);
+    assert!(volume.problems[0].text.contains("has stopped"), "{:?}", volume.problems);
+}
+
+#[test]
+fn bad_requests_get_an_error_in_json() {
+    let bench = Bench::new();
+    let post = |body: &str| {
+        format!(
+            "POST /v1/volumes/r0/promote HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        )
+    };
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    let cases = [
+        (post("{"), "400", "bad-json"),
+        (post("{\"force\": 1}"), "400", "bad-json"),
+        (post("{\"forse\": true}"), "400", "unknown field `forse`"),
+        (post("[[[[[["), "400", "bad-json"),
+        (get("/"), "404", "no-route"),
+        (get("/v1/volumes/r0/promote"), "405", "no-method"),
+        (get("/v1/volumes/r1"), "404", "unknown-volume"),
+        (get("/v1/volumes/%ff"), "400", "bad-path"),
+        (post(&" ".repeat(5000)), "413", "too-large"),
+    ];
+    for (request, status, part) in cases {
+        let answer = bench.raw(request.as_bytes());
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{request:.80}: {answer}");
+        assert!(answer.contains(part), "{request:.80}: {answer}");
+        assert!(answer.contains("{\"error\":{\"code\":"), "{answer}");
+    }
+    assert!(bench.volume.asked.lock().unwrap().is_empty());
+}
+
+#[test]
+fn hostile_heads_are_refused_and_the_server_goes_on() {
+    let bench = Bench::new();
+    let long = format!("GET /v1/status HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(64 << 10));
+    let many = format!("GET /v1/status HTTP/1.1\r\n{}\r\n", "x: y\r\n".repeat(200));
+    for request in
+        [long.as_bytes(), many.as_bytes(), b"\0\0\0\0\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\r\n\r\n"]
+    {
+        let answer = bench.raw(request);
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");
+    }
+    // A body whose stated length is absurd is not allocated.
+    let huge = "POST /v1/volumes/r0/promote HTTP/1.1\r\nhost: x\r\ncontent-length: 999999999999\r\n\r\n";
+    assert!(bench.raw(huge.as_bytes()).starts_with("HTTP/1.1 413"));
+    assert!(bench.client().status().is_ok());
+}
+
+#[test]
+fn one_server_for_a_socket_that_is_private_and_removed() {
+    let mut bench = Bench::new();
+    let mode = std::fs::metadata(bench.path()).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode, 0o600);
+    let error = bench.start().unwrap_err().to_string();
+    assert!(error.contains("belongs to another replicator that is running"), "{error}");
+    assert!(bench.client().version().is_ok(), "the first one is not disturbed");
+    bench.server = None;
+    assert!(!bench.path().exists());
+    let error = bench.client().status().unwrap_err();
+    assert!(matches!(&error, ClientError::Unreachable { .. }), "{error}");
+    assert!(error.hint().unwrap().contains("holdfast replicator"));
+}
+
+#[test]
+fn a_stale_socket_is_replaced_and_a_file_is_not() {
+    let mut bench = Bench::new();
+    bench.server = None;
+    drop(UnixListener::bind(bench.path()).unwrap());
+    assert!(bench.path().exists());
+    bench.server = Some(bench.start().unwrap());
+    assert!(bench.client().version().is_ok());
+    bench.server = None;
+    std::fs::write(bench.path(), "precious").unwrap();
+    let error = bench.start().unwrap_err().to_string();
+    assert!(error.contains("is not a socket; it is left alone"), "{error}");
+    assert_eq!(std::fs::read(bench.path()).unwrap(), b"precious");
+    let nowhere = bench.folder.path().join("no/control.sock");
+    let error = Server::start(&nowhere, facts(), Vec::new()).unwrap_err().to_string();
+    assert!(error.contains("does not exist; make it first"), "{error}");
+}
+
+#[test]
+fn the_client_tells_strangers_from_replicators() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s");
+    let listener = UnixListener::bind(&path).unwrap();
+    let stranger = std::thread::spawn(move || {
+        for answer in
+            ["hello\r\n\r\n", "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]", "HTTP/1.1 500 No\r\n\r\n"]
+        {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = [0; 512];
+            let _ = stream.read(&mut request);
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+    for _ in 0..3 {
+        let error = Client::new(&path).status().unwrap_err();
+        assert!(matches!(&error, ClientError::Garbled { .. }), "{error}");
+    }
+    stranger.join().unwrap();
+}
+
+#[test]
+fn numbers_become_names() {
+    let facts = facts();
+    for (text, named) in [
+        ("n1 is gone", "beta is gone"),
+        ("waiting for n0, n1.", "waiting for alpha, beta."),
+        ("n7 n n12x dn1 n1-x (n1)", "n7 n n12x dn1 n1-x (beta)"),
+        ("", ""),
+        ("é n1 é", "é beta é"),
+    ] {
+        assert_eq!(facts.with_names(text), named);
+    }
+}
+
+fn advice_for(change: impl FnOnce(&mut Status)) -> Vec<json::Advice> {
+    let mut status = healthy();
+    change(&mut status);
+    VolumeReport::new(&facts(), "r0", Ok::<_, &VolumeError>(&volume_status(status))).problems
+}
+
+fn disconnect(status: &mut Status) {
+    let peer = &mut status.peers[0];
+    (peer.connection, peer.role, peer.disk_state) = (Connection::Connecting, None, None);
+}
+
+type Change = fn(&mut Status);
+
+/// What is changed in a healthy status, and what is then said and advised.
+const ADVICE: [(Change, &str, &str); 12] = [
+    (disconnect, "no connection to beta", "10.0.0.2:7788 reachable from alpha"),
+    (
+        |status| {
+            disconnect(status);
+            status.frozen = Some("n1 is gone".into());
+        },
+        "I/O waits: beta is gone",
+        "start beta again, or go on without: holdfast shrink r0 --remove beta",
+    ),
+    (
+        |status| {
+            disconnect(status);
+            status.record.in_sync = NodeSet::only(NodeId(0));
+            status.peers[0].member = false;
+        },
+        "serves alone",
+        "bring the other replica back",
+    ),
+    (
+        |status| {
+            disconnect(status);
+            status.role = Role::Secondary;
+            status.record.primary = Some(NodeId(1));
+        },
+        "the primary, beta, is not reachable",
+        "holdfast promote r0 --force",
+    ),
+    (
+        |status| {
+            disconnect(status);
+            status.role = Role::Secondary;
+            status.record.primary = Some(NodeId(1));
+            status.record.in_sync = NodeSet::only(NodeId(1));
+        },
+        "the primary, beta, is not reachable",
+        "may lack acknowledged writes; promote beta instead",
+    ),
+    (
+        |status| {
+            status.role = Role::Secondary;
+            status.record.primary = None;
+        },
+        "no replica is Primary",
+        "holdfast promote r0",
+    ),
+    (
+        |status| {
+            disconnect(status);
+            status.role = Role::Secondary;
+        },
+        "not every peer can be asked",
+        "holdfast status r0",
+    ),
+    (
+        |status| {
+            status.peers[0].connection = Connection::StandAlone;
+            status.peers[0].reason = Some("split brain with n1".into());
+        },
+        "beta is refused: split brain with beta",
+        "docs/operating.md",
+    ),
+    (|status| status.disk_state = DiskState::Failed, "reported an error", "dmesg"),
+    (|status| status.disk_state = DiskState::Inconsistent, "cannot be served", "full resync"),
+    (|status| status.ring_used_bytes = 950, "95% full", "larger journal"),
+    (|status| status.superblock_repairs = 2, "2 damaged superblock copies", "smartctl"),
+];
+
+#[test]
+fn advice() {
+    for (change, text, cure) in ADVICE {
+        let problems = advice_for(change);
+        let found = problems.iter().find(|problem| problem.text.contains(text));
+        let found = found.unwrap_or_else(|| panic!("no {text:?} in {problems:?}"));
+        assert!(found.cure.as_ref().is_some_and(|found| found.contains(cure)), "{found:?}");
+        assert!(problems.is_sorted_by_key(|problem| std::cmp::Reverse(problem.severity)), "{problems:?}");
+    }
+}
+
+#[test]
+fn json_is_read_back() {
+    let report = VolumeReport::new(&facts(), "r0", Ok::<_, &VolumeError>(&volume_status(healthy())));
+    let text = serde_json::to_string(&report).unwrap();
+    assert_eq!(serde_json::from_str::<VolumeReport>(&text).unwrap(), report);
+    let names: [fn(&ReplicaReport) -> &str; 2] = [|replica| &replica.role, |replica| &replica.disk_state];
+    assert_eq!(names.map(|name| name(report.replica.as_ref().unwrap())), ["Primary", "UpToDate"]);
+    assert!(serde_json::from_str::<NodeStatus>("{}").is_err());
+}

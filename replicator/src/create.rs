@@ -1,0 +1,207 @@
+//! Making a replica: the journal with its two superblock copies, and the backing disk, all zeros. Not the start of
+//! one, and no format: the bytes are drawn by the core.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use replicator_core::chain;
+use replicator_core::config::Protocol;
+use replicator_core::disk::layout::{Layout, SUPERBLOCK_AT, SUPERBLOCK_BYTES};
+use replicator_core::disk::superblock::{self, DiskState, LogPoint, Record, Superblock};
+use replicator_core::event::Errno;
+use replicator_core::units::NodeSet;
+
+use crate::device::{Device, Kind, io_error};
+use crate::error::{CreateError, Purpose};
+use crate::options::VolumeOptions;
+use crate::{auth, clock};
+
+/// What was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Created {
+    /// Random identity of the copy.
+    pub replica: u128,
+    /// Bytes of the volume.
+    pub size_bytes: u64,
+    /// The backing disk.
+    pub disk: PathBuf,
+    /// The journal.
+    pub journal: PathBuf,
+    /// Bytes of the journal.
+    pub journal_bytes: u64,
+    /// Bytes of it that are the ring.
+    pub ring_bytes: u64,
+}
+
+/// Makes a replica of the volume for this node, UpToDate at position 0 with a disk of zeros: fresh replicas of one
+/// volume are equal by construction. What already holds a replica, or any bytes, is overwritten only with `force`.
+///
+/// # Errors
+/// Whatever keeps it from being made; checks come before the first write.
+pub fn create(options: &VolumeOptions, force: bool) -> Result<Created, CreateError> {
+    let (size_bytes, block_bytes) = (options.size_bytes, options.block_bytes);
+    if ![512, 4096].contains(&block_bytes) || !size_bytes.is_multiple_of(u64::from(block_bytes)) {
+        return Err(CreateError::Block { size_bytes, block_bytes });
+    }
+    let (journal, journal_made) = Device::open_or_create(&options.journal, Purpose::Journal)?;
+    let mut made = Made::default();
+    made.note(&options.journal, journal_made);
+    if options.disk == options.journal {
+        return Err(CreateError::Same { path: options.disk.clone() });
+    }
+    let (disk, disk_made) = Device::open_or_create(&options.disk, Purpose::Disk)?;
+    made.note(&options.disk, disk_made);
+    let created = make(options, journal, disk, force)?;
+    made.keep();
+    Ok(created)
+}
+
+fn make(
+    options: &VolumeOptions,
+    mut journal: Device,
+    mut disk: Device,
+    force: bool,
+) -> Result<Created, CreateError> {
+    let journal_bytes = match journal.kind() {
+        Kind::File { .. } => options.journal_bytes,
+        Kind::Block => journal.size_bytes(),
+    };
+    let layout = Layout::new(options.size_bytes, journal_bytes)?;
+    check_journal(&journal, force)?;
+    check_disk(&disk, options.size_bytes, force)?;
+
+    // The old superblock goes first: from here on there is no half-made replica, only none.
+    let failed = |path: &Path, action| {
+        let path = path.to_owned();
+        move |error: Errno| CreateError::System { path, action, source: io_error(error) }
+    };
+    journal.reset(journal_bytes, true).map_err(failed(&options.journal, "zero it"))?;
+    disk.reset(options.size_bytes, false).map_err(failed(&options.disk, "zero it"))?;
+    let superblock = fresh_superblock(options, &disk, journal_bytes)?;
+    for offset in SUPERBLOCK_AT {
+        let write = journal.write_at(offset, &superblock.encode()).and_then(|()| journal.sync());
+        write.map_err(failed(&options.journal, "write the superblock"))?;
+    }
+    for path in [&options.journal, &options.disk] {
+        sync_directory(path).map_err(|source| CreateError::System {
+            path: path.clone(),
+            action: "sync its directory",
+            source,
+        })?;
+    }
+    Ok(Created {
+        replica: superblock.replica,
+        size_bytes: options.size_bytes,
+        disk: options.disk.clone(),
+        journal: options.journal.clone(),
+        journal_bytes,
+        ring_bytes: layout.ring_bytes,
+    })
+}
+
+/// Whether the journal may be overwritten.
+fn check_journal(journal: &Device, force: bool) -> Result<(), CreateError> {
+    if force || journal.size_bytes() == 0 {
+        return Ok(());
+    }
+    let mut copies = [[0; SUPERBLOCK_BYTES]; 2];
+    for (offset, copy) in SUPERBLOCK_AT.into_iter().zip(&mut copies) {
+        // What is too short or cannot be read is no superblock; the check for bytes follows.
+        let _ = journal.read_at(offset, copy);
+    }
+    if let Ok((found, _)) = superblock::choose([&copies[0], &copies[1]]) {
+        let (path, volume) = (journal.path().to_owned(), found.volume.0);
+        return Err(CreateError::Replica { path, volume, node: found.node });
+    }
+    check_blank(journal, Purpose::Journal)
+}
+
+fn check_disk(disk: &Device, size_bytes: u64, force: bool) -> Result<(), CreateError> {
+    if disk.kind() == Kind::Block && disk.size_bytes() < size_bytes {
+        return Err(CreateError::DiskSmall {
+            path: disk.path().to_owned(),
+            found_bytes: disk.size_bytes(),
+            volume_bytes: size_bytes,
+        });
+    }
+    if force || disk.size_bytes() == 0 { Ok(()) } else { check_blank(disk, Purpose::Disk) }
+}
+
+fn check_blank(device: &Device, purpose: Purpose) -> Result<(), CreateError> {
+    let path = device.path().to_owned();
+    match device.is_blank() {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(CreateError::NotEmpty { purpose, path }),
+        Err(error) => Err(CreateError::System { path, action: "read it", source: io_error(error) }),
+    }
+}
+
+fn fresh_superblock(
+    options: &VolumeOptions,
+    disk: &Device,
+    journal_bytes: u64,
+) -> Result<Superblock, CreateError> {
+    let replica = auth::random().map(u128::from_le_bytes).map_err(|error| CreateError::System {
+        path: options.journal.clone(),
+        action: "make a random identity",
+        source: io::Error::other(error),
+    })?;
+    let followed = options.core.peers.iter().filter(|peer| peer.protocol == Protocol::A);
+    let peers = options.core.peers.iter().map(|peer| peer.node);
+    let all = peers.fold(NodeSet::only(options.core.node), NodeSet::with);
+    let in_sync = followed.fold(all, |set, peer| set.without(peer.node));
+    let beginning = LogPoint { chain: chain::genesis(options.core.volume), ..LogPoint::default() };
+    Ok(Superblock {
+        sequence: 1,
+        volume: options.core.volume,
+        incarnation: options.core.incarnation,
+        node: options.core.node,
+        replica,
+        volume_bytes: options.size_bytes,
+        journal_bytes,
+        block_bytes: options.block_bytes,
+        window_bytes: options.core.arena_bytes as u64,
+        disk_fingerprint: disk.fingerprint(),
+        disk_state: DiskState::UpToDate,
+        clean: true,
+        proven: true,
+        boot_id: clock::boot_id(),
+        record: Record { in_sync, ..Record::default() },
+        tail: beginning,
+        applied_through: beginning,
+        export_generation: 1,
+        ..Superblock::default()
+    })
+}
+
+/// Makes the name of a new file durable.
+fn sync_directory(path: &Path) -> io::Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::File::open(parent)?.sync_all()
+}
+
+/// Files made on the way, removed again unless all goes well.
+#[derive(Default)]
+struct Made {
+    paths: Vec<PathBuf>,
+}
+
+impl Made {
+    fn note(&mut self, path: &Path, made: bool) {
+        if made {
+            self.paths.push(path.to_owned());
+        }
+    }
+
+    fn keep(mut self) {
+        self.paths.clear();
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        for path in &self.paths {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}

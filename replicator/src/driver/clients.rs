@@ -1,0 +1,498 @@
+//! All NBD connections of a volume: accepting, receiving, parsing, placing payloads, replying, closing. Requests go
+//! to the machine as events; what it completes comes back as replies.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+
+use nbd_frontend::{Export, Request, Step};
+use replicator_core::event::{Errno, Event};
+use replicator_core::limits::{FRAME_PAYLOAD_BYTES_MAX, GATHER_BYTES_MAX};
+use replicator_core::units::{RequestId, Span};
+use rustix::net::{RecvFlags, Shutdown};
+
+use super::Op;
+use super::context::Context;
+use super::slab::{Key, Slab};
+use crate::device::Kind;
+use crate::frontend::{Client, Life, Operation, Payload, STALL_MS, Stage};
+use crate::ring::FileId;
+
+mod allocation;
+mod requests;
+
+/// The backing disk, for questions about its holes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DiskView {
+    pub(crate) file: FileId,
+    pub(crate) kind: Kind,
+}
+
+/// The NBD side of a volume.
+pub(crate) struct Clients {
+    clients: Slab<Client>,
+    operations: Slab<Operation>,
+    exports: Vec<Export>,
+    disk: DiskView,
+    connections_max: usize,
+    /// Those with something to send.
+    dirty: Vec<Key>,
+    /// Those that wait for memory, in order.
+    parked: VecDeque<Key>,
+    /// Those that may go on parsing: they were full, and one of their requests was completed.
+    ready: Vec<Key>,
+    /// The one who waits longest is being asked.
+    is_resuming: bool,
+    /// Reused for answers to block status.
+    status_reply: Vec<u8>,
+    extents: Vec<nbd_frontend::Extent>,
+}
+
+/// Whether parsing of a stream can go on at once.
+#[derive(PartialEq, Eq)]
+enum Flow {
+    /// With what has come already.
+    On,
+    /// Not before something else happens; that is arranged.
+    Wait,
+}
+
+impl Clients {
+    pub(crate) fn new(exports: Vec<Export>, disk: DiskView, connections_max: u32) -> Self {
+        Self {
+            clients: Slab::with_capacity(64),
+            operations: Slab::with_capacity(1024),
+            exports,
+            disk,
+            connections_max: connections_max as usize,
+            dirty: Vec::with_capacity(64),
+            parked: VecDeque::with_capacity(64),
+            ready: Vec::with_capacity(64),
+            is_resuming: false,
+            status_reply: Vec::new(),
+            extents: Vec::new(),
+        }
+    }
+
+    /// Connections there are.
+    pub(crate) fn len(&self) -> usize {
+        self.clients.len()
+    }
+
+    /// Whether somebody waits for memory.
+    pub(crate) fn is_waiting(&self) -> bool {
+        !self.parked.is_empty()
+    }
+
+    /// Whether somebody can go on without anything happening first.
+    pub(crate) fn is_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// The exports as new connections see them.
+    pub(crate) fn exports_mut(&mut self) -> &mut [Export] {
+        &mut self.exports
+    }
+
+    /// A connection was accepted.
+    pub(crate) fn accepted(&mut self, cx: &mut Context, socket: OwnedFd, is_tcp: bool) {
+        if self.clients.len() >= self.connections_max {
+            cx.log.line(format_args!(
+                "an NBD connection is refused: {} are open, as many as nbd-connections-max allows",
+                self.connections_max
+            ));
+            return;
+        }
+        if is_tcp {
+            // Without it replies would only be slower.
+            let _ = rustix::net::sockopt::set_tcp_nodelay(&socket, true);
+        }
+        let file = match cx.ring.add_file(socket) {
+            Ok(file) => file,
+            Err((_, error)) => return cx.log.line(format_args!("an NBD connection is refused: {error}")),
+        };
+        match Client::new(&mut cx.ring, file, cx.now) {
+            Ok(client) => {
+                let key = self.clients.insert(client);
+                self.advance(cx, key);
+            }
+            Err(error) => {
+                cx.ring.remove_file(file);
+                cx.log.line(format_args!("an NBD connection is refused: {error}"));
+            }
+        }
+    }
+
+    /// A receive is done.
+    pub(crate) fn received(&mut self, cx: &mut Context, key: Key, result: Result<usize, Errno>) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        let filling = match &mut client.stage {
+            Stage::Payload(Payload { filling: Some(filling), .. }) => Some(filling),
+            _ => None,
+        };
+        match (result, filling) {
+            (Ok(0), _) => {
+                client.inbox.received(0);
+                self.close(cx, key, None);
+            }
+            (Ok(count), Some((_, filled))) => {
+                *filled += count;
+                client.inbox.received(0);
+                self.advance(cx, key);
+            }
+            (Ok(count), None) => {
+                client.inbox.received(count);
+                self.advance(cx, key);
+            }
+            (Err(Errno(libc::EINTR | libc::EAGAIN)), _) => {
+                client.inbox.received(0);
+                self.advance(cx, key);
+            }
+            (Err(error), _) => {
+                client.inbox.received(0);
+                self.close(cx, key, Some(format!("receiving failed: {}", crate::device::io_error(error))));
+            }
+        }
+    }
+
+    /// A send is done.
+    pub(crate) fn sent(&mut self, cx: &mut Context, key: Key, result: Result<usize, Errno>) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        let count = match result {
+            Ok(count) => count,
+            Err(Errno(libc::EINTR | libc::EAGAIN)) => 0,
+            Err(_) => {
+                client.outbox.failed();
+                return self.close(cx, key, None);
+            }
+        };
+        if client.life == Life::Closed {
+            client.outbox.failed();
+            return self.bury(cx, key);
+        }
+        let releases = client.outbox.sent(&mut cx.ring, Op::ClientSend(key), client.file, count);
+        for buffer in releases {
+            cx.give_buffer(buffer);
+        }
+        self.mark_dirty(key);
+        self.finish_if_done(cx, key);
+    }
+
+    /// Lets go on who waited: those whose requests were completed, and in order those who wait for memory.
+    pub(crate) fn resume(&mut self, cx: &mut Context) {
+        for index in 0..self.ready.len() {
+            let key = self.ready[index];
+            self.advance(cx, key);
+        }
+        self.ready.clear();
+        for _ in 0..self.parked.len() {
+            let Some(key) = self.parked.pop_front() else { break };
+            let Some(client) = self.clients.get_mut(key) else { continue };
+            client.is_parked = false;
+            if is_gone(cx, client) {
+                // The client gave up; it may have sent the request again elsewhere.
+                self.close(cx, key, None);
+                continue;
+            }
+            self.is_resuming = true;
+            self.advance(cx, key);
+            self.is_resuming = false;
+            if self.clients.get(key).is_some_and(|client| client.is_parked) {
+                // Memory is still short: who waits longest is asked first next time.
+                if let Some(last) = self.parked.pop_back() {
+                    self.parked.push_front(last);
+                }
+                break;
+            }
+        }
+    }
+
+    /// Sends what there is to say, once per connection.
+    pub(crate) fn flush(&mut self, cx: &mut Context) {
+        for index in 0..self.dirty.len() {
+            let key = self.dirty[index];
+            if let Some(client) = self.clients.get_mut(key) {
+                client.is_dirty = false;
+                if client.life != Life::Closed {
+                    client.outbox.start(&mut cx.ring, Op::ClientSend(key), client.file);
+                }
+            }
+        }
+        self.dirty.clear();
+    }
+
+    /// Closes who takes too long.
+    pub(crate) fn expire(&mut self, cx: &mut Context) {
+        let late = |client: &Client| client.deadline.is_some_and(|deadline| deadline <= cx.now);
+        let late: Vec<Key> =
+            self.clients.iter().filter(|(_, client)| late(client)).map(|(key, _)| key).collect();
+        for key in late {
+            let client = self.clients.get(key).expect("just found");
+            let what = if client.is_negotiated {
+                "sent a part of a request and stalled"
+            } else {
+                "did not negotiate"
+            };
+            self.close(cx, key, Some(format!("it {what}")));
+        }
+    }
+
+    /// Closes all connections that negotiated: what they attached to is no longer served here.
+    pub(crate) fn close_all(&mut self, cx: &mut Context) {
+        let keys: Vec<Key> =
+            self.clients.iter().filter(|(_, client)| client.is_negotiated).map(|(key, _)| key).collect();
+        for key in keys {
+            self.close(cx, key, None);
+        }
+    }
+
+    fn mark_dirty(&mut self, key: Key) {
+        if let Some(client) = self.clients.get_mut(key)
+            && !client.is_dirty
+        {
+            client.is_dirty = true;
+            self.dirty.push(key);
+        }
+    }
+
+    /// Whether a request that needs memory must wait for others first.
+    fn must_queue(&self) -> bool {
+        !self.parked.is_empty() && !self.is_resuming
+    }
+
+    fn park(&mut self, key: Key) {
+        if let Some(client) = self.clients.get_mut(key)
+            && !client.is_parked
+        {
+            client.is_parked = true;
+            self.parked.push_back(key);
+        }
+    }
+
+    /// Parses and hands over what has come, then sees to it that more comes.
+    fn advance(&mut self, cx: &mut Context, key: Key) {
+        while self.step(cx, key) == Flow::On {}
+    }
+
+    fn step(&mut self, cx: &mut Context, key: Key) -> Flow {
+        let Some(client) = self.clients.get_mut(key) else { return Flow::Wait };
+        if client.life != Life::Open || client.is_parked || client.inbox.is_receiving() {
+            return Flow::Wait;
+        }
+        match client.stage {
+            Stage::Header => self.step_header(cx, key),
+            Stage::Payload(payload) => self.step_payload(cx, key, payload),
+            Stage::Blocked(request) => self.request(cx, key, request),
+            Stage::Drain { left: 0, reject } => {
+                client.stage = Stage::Header;
+                self.reply_error(cx, key, reject.tag(), reject.error, reject.reason);
+                Flow::On
+            }
+            Stage::Drain { left, reject } => {
+                let unread = client.inbox.unread_bytes() as u64;
+                if unread == 0 {
+                    client.inbox.receive(&mut cx.ring, Op::ClientReceive(key), client.file);
+                    return Flow::Wait;
+                }
+                let count = left.min(unread);
+                client.inbox.consume(usize::try_from(count).expect("no more than there is"));
+                client.stage = Stage::Drain { left: left - count, reject };
+                Flow::On
+            }
+        }
+    }
+
+    fn step_header(&mut self, cx: &mut Context, key: Key) -> Flow {
+        let client = self.clients.get_mut(key).expect("the caller has it");
+        if client.operations >= crate::frontend::REQUESTS_MAX {
+            client.is_full = true;
+            return Flow::Wait;
+        }
+        let advance = match client.session.advance(client.inbox.unread(&cx.ring), &self.exports) {
+            Ok(advance) => advance,
+            Err(error) => {
+                self.close(cx, key, Some(error.to_string()));
+                return Flow::Wait;
+            }
+        };
+        client.inbox.consume(advance.consumed);
+        match advance.step {
+            Step::NeedInput => {
+                self.say_output(cx, key);
+                self.receive(cx, key);
+                Flow::Wait
+            }
+            Step::SendOutput => {
+                self.say_output(cx, key);
+                Flow::On
+            }
+            Step::Negotiated => {
+                client.negotiated();
+                self.say_output(cx, key);
+                Flow::On
+            }
+            Step::Request(request) => self.request(cx, key, request),
+            Step::Reject(reject) => {
+                client.stage = Stage::Drain { left: reject.drain_bytes, reject };
+                Flow::On
+            }
+            Step::Disconnect => {
+                self.say_output(cx, key);
+                self.clients.get_mut(key).expect("as above").life = Life::Finishing;
+                self.finish_if_done(cx, key);
+                Flow::Wait
+            }
+        }
+    }
+
+    fn receive(&mut self, cx: &mut Context, key: Key) {
+        if let Some(client) = self.clients.get_mut(key)
+            && client.life == Life::Open
+        {
+            client.inbox.receive(&mut cx.ring, Op::ClientReceive(key), client.file);
+        }
+    }
+
+    fn say_output(&mut self, cx: &mut Context, key: Key) {
+        let client = self.clients.get_mut(key).expect("the caller has it");
+        match client.take_output(&mut cx.ring) {
+            Ok(()) => self.mark_dirty(key),
+            Err(error) => self.close(cx, key, Some(format!("no memory: {error}"))),
+        }
+    }
+
+    /// Begins a write; its payload comes next in the stream.
+    fn begin_write(&mut self, key: Key, request: &Request, fua: bool) -> Flow {
+        let operation = self.begin(key, request);
+        self.operations.get_mut(operation).expect("just made").is_open = true;
+        let client = self.clients.get_mut(key).expect("the caller has it");
+        let (offset, left) = (request.offset, request.length_bytes);
+        client.stage = Stage::Payload(Payload { operation, offset, left, fua, filling: None });
+        client.inbox.cautious = left > GATHER_BYTES_MAX as u64;
+        Flow::On
+    }
+
+    /// Places the next piece of a payload and hands it over as soon as it is there.
+    fn step_payload(&mut self, cx: &mut Context, key: Key, payload: Payload) -> Flow {
+        let must_queue = self.must_queue();
+        let client = self.clients.get_mut(key).expect("the caller has it");
+        if payload.left == 0 {
+            client.stage = Stage::Header;
+            let operation = self.operations.get_mut(payload.operation).expect("open");
+            operation.is_open = false;
+            self.finish_operation(cx, payload.operation);
+            return Flow::On;
+        }
+        if let Some((span, filled)) = payload.filling {
+            return self.fill(cx, key, payload, span, filled);
+        }
+        let len = usize::try_from(payload.left).unwrap_or(usize::MAX).min(FRAME_PAYLOAD_BYTES_MAX);
+        let is_small = len <= GATHER_BYTES_MAX;
+        if is_small && client.inbox.unread_bytes() < len {
+            self.receive(cx, key);
+            return Flow::Wait;
+        }
+        // Whoever waits for memory is not overtaken.
+        let placed = if must_queue { None } else { cx.machine.place_write(len) };
+        let Some(span) = placed else {
+            self.park(key);
+            return Flow::Wait;
+        };
+        assert!(span.len == len, "the machine places what was asked for");
+        if is_small {
+            client.inbox.copy_to_arena(&mut cx.ring, span);
+            self.hand_over(cx, key, payload, span);
+        } else {
+            client.stage = Stage::Payload(Payload { filling: Some((span, 0)), ..payload });
+            client.deadline = Some(cx.now.plus_ms(STALL_MS));
+        }
+        Flow::On
+    }
+
+    /// Fills a large piece: with what has come already, then directly from the socket.
+    fn fill(&mut self, cx: &mut Context, key: Key, payload: Payload, span: Span, filled: usize) -> Flow {
+        let client = self.clients.get_mut(key).expect("the caller has it");
+        let rest = Span { start: span.start + filled, len: span.len - filled };
+        let copied = client.inbox.copy_to_arena(&mut cx.ring, rest);
+        if copied < rest.len {
+            client.stage = Stage::Payload(Payload { filling: Some((span, filled + copied)), ..payload });
+            let rest = Span { start: rest.start + copied, len: rest.len - copied };
+            client.inbox.receive_directly(&mut cx.ring, Op::ClientReceive(key), client.file, rest);
+            return Flow::Wait;
+        }
+        self.hand_over(cx, key, payload, span);
+        Flow::On
+    }
+
+    /// A piece is complete.
+    fn hand_over(&mut self, cx: &mut Context, key: Key, payload: Payload, span: Span) {
+        let Payload { operation, offset, left, fua, .. } = payload;
+        let len = span.len as u64;
+        let client = self.clients.get_mut(key).expect("the caller has it");
+        // Waiting for memory for the next piece is nothing to blame the client for.
+        client.deadline = None;
+        client.stage =
+            Stage::Payload(Payload { offset: offset + len, left: left - len, filling: None, ..payload });
+        let request = self.piece(operation);
+        cx.give(Event::Write { request, offset, payload: span, fua });
+    }
+
+    /// Names the next piece of an operation.
+    fn piece(&mut self, key: Key) -> RequestId {
+        let operation = self.operations.get_mut(key).expect("pieces are of an operation under way");
+        operation.pieces += 1;
+        operation.pieces_left += 1;
+        RequestId(u64::from(operation.pieces) << 32 | u64::from(key.index))
+    }
+
+    /// Shuts a connection down. Its requests go on in the machine, and their answers are dropped.
+    fn close(&mut self, cx: &mut Context, key: Key, reason: Option<String>) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        if let Some(reason) = reason {
+            cx.log.line(format_args!("an NBD connection is closed: {reason}"));
+        }
+        if client.life != Life::Closed {
+            client.life = Life::Closed;
+            client.deadline = None;
+            // What is in flight ends with this, one way or the other.
+            let _ = rustix::net::shutdown(cx.ring.file(client.file), Shutdown::Both);
+        }
+        self.bury(cx, key);
+    }
+
+    /// Lets a closed connection go once the kernel has no operation of it.
+    fn bury(&mut self, cx: &mut Context, key: Key) {
+        if !self.clients.get(key).is_some_and(|client| client.life == Life::Closed && client.is_quiet()) {
+            return;
+        }
+        let client = self.clients.remove(key).expect("just seen");
+        for buffer in client.outbox.release(&mut cx.ring) {
+            cx.give_buffer(buffer);
+        }
+        client.inbox.release(&mut cx.ring);
+        cx.ring.remove_file(client.file);
+        if let Stage::Payload(payload) = client.stage {
+            if let Some((span, _)) = payload.filling {
+                cx.give(Event::WriteAbandoned { payload: span });
+            }
+            self.operations.get_mut(payload.operation).expect("open").is_open = false;
+            self.finish_operation(cx, payload.operation);
+        }
+    }
+
+    /// Closes a connection whose client is done, once everything is answered.
+    fn finish_if_done(&mut self, cx: &mut Context, key: Key) {
+        let done = self.clients.get(key).is_some_and(|client| {
+            client.life == Life::Finishing && client.operations == 0 && client.outbox.is_empty()
+        });
+        if done {
+            self.close(cx, key, None);
+        }
+    }
+}
+
+/// Whether the other end of a parked connection is known to be gone.
+fn is_gone(cx: &Context, client: &Client) -> bool {
+    let mut byte = [0u8; 1];
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    matches!(rustix::net::recv(cx.ring.file(client.file), &mut byte, flags), Ok((_, 0)))
+}

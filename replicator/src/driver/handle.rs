@@ -1,0 +1,159 @@
+//! The other threads' end of a volume: requests go in through a channel and an eventfd, answers come back through
+//! channels. It holds nothing of the data path.
+
+use std::os::fd::OwnedFd;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use replicator_core::command::AdminError;
+use replicator_core::event::AdminAction;
+use replicator_core::status::Status;
+
+use crate::error::{VolumeError, VolumeFault};
+
+/// A volume's replica and what the shell knows about it.
+#[derive(Clone, Debug)]
+pub struct VolumeStatus {
+    /// The volume's name.
+    pub name: String,
+    /// The replica.
+    pub core: Status,
+    /// NBD connections now.
+    pub nbd_connections: u32,
+    /// Whether the backing disk is opened with `O_DIRECT`.
+    pub disk_direct: bool,
+    /// Whether the journal is opened with `O_DIRECT`.
+    pub journal_direct: bool,
+    /// How disk and journal are read and written, for people.
+    pub backends: String,
+    /// Flags of the ring, for people.
+    pub ring_flags: String,
+    /// Whether memory is locked; if not although it should be, `status` says so.
+    pub memory_locked: bool,
+}
+
+/// What other threads ask of the reactor.
+pub(crate) enum Request {
+    /// Something for the machine.
+    Admin { action: AdminAction, answer: mpsc::Sender<Result<String, AdminError>> },
+    /// A picture of the replica.
+    Status { answer: mpsc::Sender<VolumeStatus> },
+}
+
+/// How the reactor's thread ended, once it did.
+#[derive(Default)]
+pub(crate) struct Exit {
+    result: Mutex<Option<Result<(), VolumeFault>>>,
+    changed: Condvar,
+}
+
+impl Exit {
+    /// Stores how it ended; the first word counts.
+    pub(crate) fn set(&self, result: Result<(), VolumeFault>) {
+        self.lock().get_or_insert(result);
+        self.changed.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Result<(), VolumeFault>>> {
+        self.result.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A running volume. Clones are the same volume; dropping the last does not stop it.
+#[derive(Clone)]
+pub struct VolumeHandle {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    name: String,
+    requests: Mutex<mpsc::Sender<Request>>,
+    wake: OwnedFd,
+    exit: Arc<Exit>,
+}
+
+impl std::fmt::Debug for VolumeHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("VolumeHandle").field("name", &self.shared.name).finish_non_exhaustive()
+    }
+}
+
+impl VolumeHandle {
+    /// How long [`Self::status`] waits for the reactor.
+    const STATUS_DEADLINE: Duration = Duration::from_secs(5);
+
+    pub(crate) fn new(name: String, requests: mpsc::Sender<Request>, wake: OwnedFd, exit: Arc<Exit>) -> Self {
+        Self { shared: Arc::new(Shared { name, requests: Mutex::new(requests), wake, exit }) }
+    }
+
+    /// The volume's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// Asks the replica for something and waits for its word, at most until `deadline` has passed. Blocks.
+    ///
+    /// # Errors
+    /// What the replica says, or that there was no answer.
+    pub fn admin(&self, action: AdminAction, deadline: Duration) -> Result<String, VolumeError> {
+        let (answer, answers) = mpsc::channel();
+        self.send(Request::Admin { action, answer })?;
+        match answers.recv_timeout(deadline) {
+            Ok(result) => Ok(result?),
+            Err(RecvTimeoutError::Timeout) => Err(VolumeError::Deadline(deadline.as_millis())),
+            Err(RecvTimeoutError::Disconnected) => Err(VolumeError::Stopped),
+        }
+    }
+
+    /// A picture of the replica at this moment. Blocks for at most one turn of the reactor.
+    ///
+    /// # Errors
+    /// If the volume has stopped, or its thread hangs.
+    pub fn status(&self) -> Result<VolumeStatus, VolumeError> {
+        let (answer, answers) = mpsc::channel();
+        self.send(Request::Status { answer })?;
+        match answers.recv_timeout(Self::STATUS_DEADLINE) {
+            Ok(status) => Ok(status),
+            Err(RecvTimeoutError::Timeout) => Err(VolumeError::Deadline(Self::STATUS_DEADLINE.as_millis())),
+            Err(RecvTimeoutError::Disconnected) => Err(VolumeError::Stopped),
+        }
+    }
+
+    /// Asks the volume to stop in order and does not wait: see [`Self::wait`].
+    pub fn stop(&self) {
+        let (answer, _) = mpsc::channel();
+        // Already stopped is as good.
+        let _ = self.send(Request::Admin { action: AdminAction::Stop, answer });
+    }
+
+    /// Waits until the volume's thread has ended and says how.
+    ///
+    /// # Errors
+    /// If it did not end in order.
+    pub fn wait(&self) -> Result<(), VolumeFault> {
+        let exit = &self.shared.exit;
+        let mut result = exit.lock();
+        loop {
+            match &*result {
+                Some(ended) => return ended.clone(),
+                None => result = exit.changed.wait(result).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+
+    /// How the volume's thread ended, if it has.
+    #[must_use]
+    pub fn ended(&self) -> Option<Result<(), VolumeFault>> {
+        self.shared.exit.lock().clone()
+    }
+
+    fn send(&self, request: Request) -> Result<(), VolumeError> {
+        let requests = self.shared.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        requests.send(request).map_err(|_| VolumeError::Stopped)?;
+        // An eventfd counts; it cannot be full of wake-ups that nobody has taken.
+        rustix::io::write(&self.shared.wake, &1u64.to_le_bytes()).map_err(|_| VolumeError::Stopped)?;
+        Ok(())
+    }
+}

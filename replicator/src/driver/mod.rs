@@ -1,0 +1,426 @@
+//! The reactor of one volume: one thread, one ring, one machine. Each turn takes in all that has happened, hands it
+//! to the machine as events, does what the machine asks, and enters the kernel once.
+//!
+//! ```text
+//! completions, client bytes, peer bytes, requests of other threads, time
+//!      |  events                                     commands  ^
+//!      v                                                       |
+//!   [ Machine ] -- TurnEnd --> WriteJournal, SendFrame, Complete, ... --> ring: one enter a turn
+//! ```
+//!
+//! Nothing here waits but the ring, and nothing is allocated per request once the slabs have grown.
+
+mod clients;
+mod context;
+mod control;
+mod dials;
+pub(crate) mod handle;
+pub(crate) mod inbox;
+mod links;
+pub(crate) mod listeners;
+pub(crate) mod log;
+pub(crate) mod outbox;
+pub(crate) mod slab;
+mod storage;
+
+use std::os::fd::OwnedFd;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use nbd_frontend::{Availability, Export};
+use replicator_core::command::{Command, Report};
+use replicator_core::event::{Errno, Event};
+use replicator_core::machine::Machine;
+use replicator_core::units::Instant;
+use replicator_core::wire::message::Message;
+
+use crate::device::{Device, io_error};
+use crate::error::{RingError, StartError};
+use crate::options::VolumeOptions;
+use crate::ring::{Completion, FileId, Memory, Ring};
+use crate::{arena, clock};
+use clients::{Clients, DiskView};
+use context::Context;
+use control::Control;
+use handle::{Request, VolumeStatus};
+use links::{LINKS_MAX, Links};
+use listeners::{Door, Listeners, UnixName};
+use log::Log;
+use slab::Key;
+use storage::{Storage, Unit, Work};
+
+/// What the driver calls an operation of the ring.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Op {
+    /// Another thread has something to say.
+    Wake,
+    /// A listener accepts.
+    Accept(Door),
+    /// An NBD connection receives.
+    ClientReceive(Key),
+    /// An NBD connection sends.
+    ClientSend(Key),
+    /// A link is being connected.
+    LinkConnect(Key),
+    /// A link receives.
+    LinkReceive(Key),
+    /// A link sends.
+    LinkSend(Key),
+    /// Work on disk or journal.
+    Storage(Key),
+}
+
+/// Files of the ring's table besides the NBD connections and links.
+const FILES_OTHER: u32 = 16;
+/// The longest a turn waits: also how often slow connections are looked for.
+const HOUSEKEEPING_MS: u64 = 500;
+/// How long after a turn with news the machine is asked once more, if nothing happens before.
+const SETTLE_MS: u64 = 1;
+/// While somebody waits for memory that the machine frees without a word, it is asked again so often.
+const RETRY: Duration = Duration::from_millis(1);
+
+/// Everything that a volume's thread is started with.
+pub(crate) struct Parts {
+    pub(crate) options: VolumeOptions,
+    pub(crate) machine: Machine,
+    pub(crate) arena: Memory,
+    pub(crate) disk: Device,
+    pub(crate) journal: Device,
+    pub(crate) listeners: Listeners,
+    pub(crate) exports: Vec<Export>,
+    pub(crate) requests: mpsc::Receiver<Request>,
+    pub(crate) wake: OwnedFd,
+    pub(crate) log: Log,
+}
+
+/// The reactor.
+pub(crate) struct Driver {
+    cx: Context,
+    storage: Storage,
+    clients: Clients,
+    links: Links,
+    control: Control,
+    doors: Vec<(Door, FileId)>,
+    /// Listeners to be armed again, after a failure.
+    doors_shut: Vec<Door>,
+    options: VolumeOptions,
+    completions: Vec<Completion<Op>>,
+    housekeeping: Instant,
+    /// When to end a turn again although nothing has happened since: what the machine concluded last time may let
+    /// it conclude more.
+    settle: Option<Instant>,
+    is_stopped: bool,
+    disk_direct: bool,
+    journal_direct: bool,
+    backends: String,
+    memory_locked: bool,
+    /// Removed with the driver.
+    _unix: Option<UnixName>,
+}
+
+impl Driver {
+    /// Sets up the ring on the thread that will use it.
+    pub(crate) fn new(parts: Parts) -> Result<Self, StartError> {
+        let Parts { options, machine, arena, disk, journal, listeners, exports, requests, wake, log } = parts;
+        let pinned = if options.lock_memory { arena::pin() } else { arena::Pinned::default() };
+        pinned.warnings.iter().for_each(|warning| log.line(warning));
+        let links_max = u32::try_from(LINKS_MAX).expect("small");
+        let files_max = options.nbd_connections_max.saturating_add(links_max + FILES_OTHER);
+        let mut ring = Ring::new(options.ring, arena, files_max)?;
+        if !ring.arena_is_registered() {
+            log.line(
+                "the arena is not a registered buffer (limit of locked memory): disk I/O costs a little more",
+            );
+        }
+        let system = |action| move |source| StartError::System { action, source };
+        let now = clock::now();
+        let backends = format!("disk {:?}, journal {:?}", disk.backend(), journal.backend());
+        let (disk_direct, journal_direct) = (disk.is_direct(), journal.is_direct());
+        let mut add = |file: OwnedFd| ring.add_file(file).map_err(|(_, error)| error);
+        let (disk_kind, disk_backend) = (disk.kind(), disk.backend());
+        let disk = Unit::new(add(disk.into_file()).map_err(system("register the disk"))?, disk_backend);
+        let journal_backend = journal.backend();
+        let journal =
+            Unit::new(add(journal.into_file()).map_err(system("register the journal"))?, journal_backend);
+        let mut doors = Vec::new();
+        for (door, socket) in listeners.sockets {
+            doors.push((door, add(socket).map_err(system("register a listener"))?));
+        }
+        let view = DiskView { file: disk.file, kind: disk_kind };
+        let core = &options.core;
+        let links = Links::new(
+            core.node,
+            &options.peers,
+            options.secret.clone(),
+            core.volume,
+            core.peer_timeout_ms,
+            now,
+        );
+        let control = Control::new(&mut ring, requests, wake).map_err(system("register the wake-up"))?;
+        let storage = Storage::new(&mut ring, disk, journal).map_err(system("map memory"))?;
+        let cx = Context { ring, machine, now, log, freed: false, has_news: true };
+        let mut driver = Self {
+            cx,
+            storage,
+            clients: Clients::new(exports, view, options.nbd_connections_max),
+            links,
+            control,
+            doors_shut: doors.iter().map(|(door, _)| *door).collect(),
+            doors,
+            options,
+            completions: Vec::with_capacity(1024),
+            housekeeping: now,
+            settle: None,
+            is_stopped: false,
+            disk_direct,
+            journal_direct,
+            backends,
+            memory_locked: pinned.locked,
+            _unix: listeners.unix,
+        };
+        let is_serving = driver.cx.machine.is_serving();
+        driver.serve(is_serving);
+        Ok(driver)
+    }
+
+    /// Turns until the machine has stopped.
+    pub(crate) fn run(&mut self) -> Result<(), RingError> {
+        while !self.is_stopped {
+            self.turn()?;
+        }
+        Ok(())
+    }
+
+    fn turn(&mut self) -> Result<(), RingError> {
+        self.cx.now = clock::now();
+        self.take_completions();
+        self.take_direct_work();
+        self.keep_time();
+        self.cx.freed = false;
+        self.links.resume(&mut self.cx);
+        self.clients.resume(&mut self.cx);
+        let is_due = self.settle.is_some_and(|due| due <= self.cx.now);
+        if self.cx.has_news || is_due {
+            let was_news = self.cx.has_news;
+            self.cx.give(Event::TurnEnd);
+            self.cx.has_news = false;
+            let did_something = self.obey();
+            self.settle = (was_news || did_something).then(|| self.cx.now.plus_ms(SETTLE_MS));
+        }
+        self.links.flush(&mut self.cx);
+        self.clients.flush(&mut self.cx);
+        self.enter()?;
+        // After the sends are on their way: a peer works while this thread writes.
+        self.storage.perform(&mut self.cx.ring);
+        Ok(())
+    }
+
+    fn take_completions(&mut self) {
+        let mut completions = std::mem::take(&mut self.completions);
+        self.cx.ring.reap(&mut completions);
+        for completion in completions.drain(..) {
+            self.complete(completion);
+        }
+        self.completions = completions;
+    }
+
+    fn take_direct_work(&mut self) {
+        while let Some(event) = self.storage.next_event(&mut self.cx.ring) {
+            self.cx.give(event);
+        }
+    }
+
+    fn complete(&mut self, completion: Completion<Op>) {
+        let Completion { tag, result, accepted, more } = completion;
+        let cx = &mut self.cx;
+        match tag {
+            Op::Wake => self.woken(),
+            Op::Accept(door) => self.accepted(door, result, accepted, more),
+            Op::ClientReceive(key) => self.clients.received(cx, key, result),
+            Op::ClientSend(key) => self.clients.sent(cx, key, result),
+            Op::LinkConnect(key) => self.links.connected(cx, key, result),
+            Op::LinkReceive(key) => self.links.received(cx, key, result),
+            Op::LinkSend(key) => self.links.sent(cx, key, result),
+            Op::Storage(key) => {
+                if let Some(event) = self.storage.complete(&mut cx.ring, key, result) {
+                    cx.give(event);
+                }
+            }
+        }
+    }
+
+    fn accepted(&mut self, door: Door, result: Result<usize, Errno>, accepted: Option<OwnedFd>, more: bool) {
+        if let Some(socket) = accepted {
+            match door {
+                Door::ClientUnix => self.clients.accepted(&mut self.cx, socket, false),
+                Door::ClientTcp => self.clients.accepted(&mut self.cx, socket, true),
+                Door::Peer => self.links.accepted(&mut self.cx, socket),
+            }
+        }
+        if let Err(error) = result {
+            self.cx.log.line(format_args!("accepting connections failed: {}", io_error(error)));
+        }
+        if !more {
+            // Not at once: with no descriptors left it would fail again and again.
+            self.doors_shut.push(door);
+        }
+    }
+
+    fn woken(&mut self) {
+        self.control.woken(&mut self.cx.ring);
+        while let Some(request) = self.control.next() {
+            match request {
+                Request::Admin { action, answer } => {
+                    let id = self.control.expect(answer);
+                    self.cx.give(Event::Admin { id, action });
+                }
+                Request::Status { answer } => {
+                    let _ = answer.send(self.status());
+                }
+            }
+        }
+    }
+
+    fn status(&self) -> VolumeStatus {
+        VolumeStatus {
+            name: self.options.name.clone(),
+            core: self.cx.machine.status(),
+            nbd_connections: u32::try_from(self.clients.len()).unwrap_or(u32::MAX),
+            disk_direct: self.disk_direct,
+            journal_direct: self.journal_direct,
+            backends: self.backends.clone(),
+            ring_flags: self.cx.ring.flags().to_owned(),
+            memory_locked: self.memory_locked,
+        }
+    }
+
+    fn keep_time(&mut self) {
+        let now = self.cx.now;
+        if self.cx.machine.next_timeout().is_some_and(|due| due <= now) {
+            self.cx.give(Event::Timeout);
+        }
+        if self.links.next_timeout().is_some_and(|due| due <= now) {
+            self.links.expire(&mut self.cx);
+        }
+        if self.housekeeping <= now {
+            self.housekeeping = now.plus_ms(HOUSEKEEPING_MS);
+            self.cx.has_news = true;
+            self.clients.expire(&mut self.cx);
+            for door in self.doors_shut.drain(..) {
+                for (_, file) in self.doors.iter().filter(|(other, _)| *other == door) {
+                    self.cx.ring.accept(Op::Accept(door), *file);
+                }
+            }
+        }
+    }
+
+    /// Does everything the machine asks for; says whether that was anything.
+    fn obey(&mut self) -> bool {
+        let mut is_something = false;
+        while let Some(command) = self.cx.machine.poll_command() {
+            is_something = true;
+            match Work::of(&command) {
+                Some((done, token, work)) => self.storage.begin(&mut self.cx.ring, done, token, work),
+                None => self.obey_other(command),
+            }
+        }
+        is_something
+    }
+
+    /// Does what is no work on disk or journal.
+    fn obey_other(&mut self, command: Command) {
+        let cx = &mut self.cx;
+        match command {
+            Command::Complete { request, result } => self.clients.completed(cx, request, result),
+            Command::WriteSuperblock { token, superblock } => {
+                self.storage.begin_superblock(&mut cx.ring, token, superblock);
+            }
+            Command::Send { link, envelope, message } => self.links.send(cx, link, envelope, &message),
+            Command::SendBare { link, envelope } => self.links.send(cx, link, envelope, &Message::Ping),
+            Command::SendAck { link, envelope, ack } => self.links.send_ack(cx, link, envelope, ack),
+            Command::SendFrame { link, token, envelope, span } => {
+                self.links.send_frame(cx, link, token, &envelope, span);
+            }
+            Command::CloseLink { link, reason, retry } => self.links.close_by_id(cx, link, &reason, retry),
+            Command::Answer { id, result } => self.control.answer(id, result),
+            Command::Serve { open } => self.serve(open),
+            Command::Report(report) => self.report(&report),
+            Command::Stopped => self.is_stopped = true,
+            Command::WriteJournal { .. }
+            | Command::SyncJournal { .. }
+            | Command::ReadJournal { .. }
+            | Command::ReadDisk { .. }
+            | Command::WriteDisk { .. }
+            | Command::ZeroDisk { .. }
+            | Command::SyncDisk { .. } => unreachable!("that is work of the storage"),
+        }
+    }
+
+    /// Opens or closes the export.
+    fn serve(&mut self, open: bool) {
+        let availability =
+            if open { Availability::Ready } else { Availability::Refused { message: self.refusal() } };
+        for export in self.clients.exports_mut() {
+            export.availability = availability.clone();
+        }
+        if !open {
+            self.clients.close_all(&mut self.cx);
+        }
+    }
+
+    /// Why clients are refused, and where to go instead.
+    fn refusal(&self) -> String {
+        let status = self.cx.machine.status();
+        let node = &self.options.node_name;
+        let primary = status.record.primary.filter(|primary| *primary != status.node);
+        let name = |id| self.options.peers.iter().find(|peer| peer.node == id).map(|peer| &peer.name);
+        match primary.and_then(name) {
+            Some(primary) => {
+                format!("{} is {} on {node}; Primary is {primary}", self.options.name, status.role)
+            }
+            None => format!("{} is {} on {node} and not served", self.options.name, status.role),
+        }
+    }
+
+    fn report(&self, report: &Report) {
+        let log = &self.cx.log;
+        match report {
+            Report::Role(text) => log.line(format_args!("role: {text}")),
+            Report::Peer { node, text } => {
+                let peer = self.options.peers.iter().find(|peer| peer.node == *node);
+                let name = peer.map_or_else(|| node.to_string(), |peer| peer.name.clone());
+                log.line(format_args!("peer {name}: {text}"));
+            }
+            Report::Record(text) => log.line(format_args!("record: {text}")),
+            Report::Cut { common, was } => {
+                log.line(format_args!(
+                    "an uncommitted tail was cut: the log ended at {was}, ends now at {common}"
+                ));
+            }
+            Report::Frozen(text) => log.line(format_args!("I/O waits: {text}")),
+            Report::Thawed => log.line("I/O goes on"),
+            Report::Device(text) => log.line(format_args!("device: {text}")),
+        }
+    }
+
+    fn enter(&mut self) -> Result<(), RingError> {
+        let waiting = self.clients.is_waiting() || self.links.is_waiting();
+        let is_busy = self.is_stopped
+            || self.storage.is_busy()
+            || self.clients.is_ready()
+            || self.cx.has_news
+            || (self.cx.freed && waiting);
+        if is_busy {
+            // What is only to be received can wait for the end of the direct work.
+            let can_wait = self.storage.is_urgent() && !self.cx.ring.has_sends_queued();
+            return if can_wait || !self.cx.ring.has_queued() { Ok(()) } else { self.cx.ring.enter(None) };
+        }
+        let due = [self.cx.machine.next_timeout(), self.links.next_timeout(), self.settle];
+        let due = due.into_iter().flatten().fold(self.housekeeping, Instant::min);
+        let mut wait = clock::until(clock::now(), due);
+        if waiting {
+            wait = wait.min(RETRY);
+        }
+        self.cx.ring.enter(Some(wait))
+    }
+}

@@ -1,0 +1,183 @@
+//! One NBD connection: where its stream stands, which requests of it are under way. What is done about it is the
+//! business of [`clients`](crate::driver::clients); the protocol itself is in `nbd-frontend`.
+
+use std::io;
+
+use nbd_frontend::{Negotiated, Reject, ReplyFormat, ReplyTag, Request, Session};
+use replicator_core::command::RequestError;
+use replicator_core::units::{Buffer, Instant, PAGE_BYTES, Span};
+
+use crate::driver::Op;
+use crate::driver::inbox::Inbox;
+use crate::driver::outbox::Outbox;
+use crate::driver::slab::Key;
+use crate::ring::{FileId, Ring};
+
+/// Bytes of a connection's receive buffer.
+pub(crate) const INBOX_BYTES: usize = 256 << 10;
+/// Bytes of each of a connection's two send buffers; block status may have them grow.
+const OUTBOX_BYTES: usize = 32 << 10;
+/// Requests of one connection under way at one time; more wait in the socket.
+pub(crate) const REQUESTS_MAX: u32 = 256;
+/// A connection that takes longer to negotiate is closed.
+pub(crate) const HANDSHAKE_MS: u64 = 10_000;
+/// A connection that holds memory for a payload and does not send it for so long is closed.
+pub(crate) const STALL_MS: u64 = 30_000;
+
+/// The most one turn replies on one connection, errors with texts included, fits without growing.
+const _: () = assert!(REQUESTS_MAX as usize * nbd_frontend::OK_BYTES_MAX <= OUTBOX_BYTES);
+const _: () = assert!(nbd_frontend::READ_HEADER_BYTES_MAX <= PAGE_BYTES);
+
+/// What comes next in a connection's stream.
+pub(crate) enum Stage {
+    /// The handshake, or a request's header.
+    Header,
+    /// The payload of a write.
+    Payload(Payload),
+    /// A request that waits for memory.
+    Blocked(Request),
+    /// A payload that nobody wants; then the request is rejected.
+    Drain { left: u64, reject: Reject },
+}
+
+/// The payload of a write as it comes in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Payload {
+    /// The write.
+    pub(crate) operation: Key,
+    /// Where its rest goes.
+    pub(crate) offset: u64,
+    /// Bytes of it that are not yet in a piece handed over.
+    pub(crate) left: u64,
+    /// Answer only when durable everywhere.
+    pub(crate) fua: bool,
+    /// The piece being filled directly: placed by the machine, so many bytes there.
+    pub(crate) filling: Option<(Span, usize)>,
+}
+
+/// How far a connection is from its end.
+///
+/// ```text
+/// Open --NBD_CMD_DISC--> Finishing --all answered--> Closed --no operation in flight--> (gone)
+///   +------------ error, end of stream, export closed --^
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Life {
+    /// Served.
+    Open,
+    /// The client is done; what is outstanding is answered.
+    Finishing,
+    /// Shut down; the kernel still holds operations.
+    Closed,
+}
+
+/// One NBD connection.
+pub(crate) struct Client {
+    pub(crate) session: Session,
+    pub(crate) format: ReplyFormat,
+    pub(crate) is_negotiated: bool,
+    pub(crate) file: FileId,
+    pub(crate) inbox: Inbox,
+    pub(crate) outbox: Outbox<Buffer>,
+    pub(crate) stage: Stage,
+    pub(crate) life: Life,
+    /// Requests under way.
+    pub(crate) operations: u32,
+    /// It is in the list of those with something to send.
+    pub(crate) is_dirty: bool,
+    /// It is in the list of those that wait for memory.
+    pub(crate) is_parked: bool,
+    /// It has as many requests under way as it may.
+    pub(crate) is_full: bool,
+    /// When the negotiation, or the payload being received, must be done.
+    pub(crate) deadline: Option<Instant>,
+}
+
+impl Client {
+    pub(crate) fn new(ring: &mut Ring<Op>, file: FileId, now: Instant) -> io::Result<Self> {
+        let inbox = Inbox::new(ring, INBOX_BYTES)?;
+        let outbox = match Outbox::new(ring, OUTBOX_BYTES) {
+            Ok(outbox) => outbox,
+            Err(error) => {
+                inbox.release(ring);
+                return Err(error);
+            }
+        };
+        Ok(Self {
+            session: Session::new(),
+            format: ReplyFormat::Simple,
+            is_negotiated: false,
+            file,
+            inbox,
+            outbox,
+            stage: Stage::Header,
+            life: Life::Open,
+            operations: 0,
+            is_dirty: false,
+            is_parked: false,
+            is_full: false,
+            deadline: Some(now.plus_ms(HANDSHAKE_MS)),
+        })
+    }
+
+    /// Sends what the session has to say.
+    pub(crate) fn take_output(&mut self, ring: &mut Ring<Op>) -> io::Result<()> {
+        let output = self.session.output();
+        self.outbox.say(ring, output)?;
+        output.clear();
+        Ok(())
+    }
+
+    /// The negotiation is over.
+    pub(crate) fn negotiated(&mut self) -> Option<&Negotiated> {
+        self.is_negotiated = true;
+        self.deadline = None;
+        self.format = self.session.negotiated()?.format;
+        self.session.negotiated()
+    }
+
+    /// Whether the kernel has no operation of this connection any more.
+    pub(crate) fn is_quiet(&self) -> bool {
+        !self.inbox.is_receiving() && !self.outbox.is_sending()
+    }
+}
+
+/// A request under way.
+#[derive(Debug)]
+pub(crate) struct Operation {
+    /// Whose; it may be gone.
+    pub(crate) client: Key,
+    /// What the reply repeats.
+    pub(crate) tag: ReplyTag,
+    /// Pieces handed to the machine and not completed.
+    pub(crate) pieces_left: u32,
+    /// Pieces handed over so far.
+    pub(crate) pieces: u32,
+    /// More pieces will be handed over.
+    pub(crate) is_open: bool,
+    /// The first error of a piece.
+    pub(crate) error: Option<RequestError>,
+    /// Of a read.
+    pub(crate) read: Option<Read>,
+}
+
+/// Where the data of a read is put.
+#[derive(Debug)]
+pub(crate) struct Read {
+    /// Its length.
+    pub(crate) length: u64,
+    /// The first piece: a page that ends with the reply's header, then data.
+    pub(crate) first: (Buffer, usize),
+    /// The other pieces of a long read, data only.
+    pub(crate) rest: Vec<(Buffer, usize)>,
+}
+
+impl Read {
+    /// All pieces: what to send of each, and its buffer.
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = (Span, Buffer)> + '_ {
+        let (buffer, len) = self.first;
+        let first = (Span { start: buffer.start() + PAGE_BYTES, len }, buffer);
+        let rest = self.rest.iter().map(|(buffer, len)| (Span { start: buffer.start(), len: *len }, *buffer));
+        std::iter::once(first).chain(rest)
+    }
+}

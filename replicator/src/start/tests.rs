@@ -1,0 +1,205 @@
+//! Creation, identity and inspection: what a replica refuses to be, and with which words.
+
+use std::os::unix::fs::FileExt;
+
+use replicator_core::config::{Config, OnPeerLoss, PeerConfig, Protocol};
+use replicator_core::disk::superblock::DiskState;
+use replicator_core::units::{Incarnation, NodeId, NodeSet, VolumeId};
+
+use super::*;
+use crate::create::create;
+use crate::inspect::{FramesEnd, inspect};
+use crate::options::{DirectIo, RingOptions, Secret};
+
+fn options(dir: &Path) -> VolumeOptions {
+    let listen = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let peer = |node, protocol| PeerConfig { node: NodeId(node), protocol };
+    VolumeOptions {
+        name: "r0".to_owned(),
+        node_name: "alpha".to_owned(),
+        core: Config {
+            node: NodeId(0),
+            peers: vec![peer(1, Protocol::C), peer(2, Protocol::A), peer(3, Protocol::B)],
+            volume: VolumeId(7),
+            incarnation: Incarnation(1),
+            on_peer_loss: OnPeerLoss::Freeze,
+            arena_bytes: 16 << 20,
+            frames_in_flight_max: 2,
+            sync_interval_ms: 50,
+            ping_interval_ms: 500,
+            peer_timeout_ms: 3000,
+            checkpoint_bytes: 16 << 20,
+            send_window_bytes: 8 << 20,
+        },
+        size_bytes: 64 << 20,
+        block_bytes: 512,
+        disk: dir.join("disk"),
+        journal: dir.join("journal"),
+        journal_bytes: 32 << 20,
+        direct_io: DirectIo::Auto,
+        listen,
+        peers: Vec::new(),
+        secret: Secret(vec![1; 32]),
+        nbd_unix: None,
+        nbd_tcp: None,
+        nbd_connections_max: 4,
+        ring: RingOptions::default(),
+        lock_memory: false,
+    }
+}
+
+fn refusal(options: &VolumeOptions) -> String {
+    open(options.clone()).expect_err("it must not start").to_string()
+}
+
+#[test]
+fn a_fresh_replica_is_up_to_date_at_the_beginning() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = options(dir.path());
+    let created = create(&options, false).unwrap();
+    let found = inspect(&options.journal, 10).unwrap();
+    assert_eq!((found.current, found.in_use, found.journal_bytes), (Some(0), false, 32 << 20));
+    let superblock = found.copies[0].unwrap();
+    assert_eq!(found.copies[1].unwrap(), superblock);
+    assert_eq!((superblock.replica, superblock.disk_state), (created.replica, DiskState::UpToDate));
+    let members = NodeSet::only(NodeId(0)).with(NodeId(1)).with(NodeId(3));
+    assert_eq!(superblock.record.in_sync, members, "peers with protocol A follow");
+    assert!(matches!(found.end, FramesEnd::NoFrame { .. }) && found.frames.is_empty());
+    assert_eq!(std::fs::metadata(&options.disk).unwrap().len(), 64 << 20);
+}
+
+#[test]
+fn nothing_is_overwritten_without_force() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = options(dir.path());
+    let first = create(&options, false).unwrap();
+    let error = create(&options, false).unwrap_err().to_string();
+    assert!(error.contains("already holds volume") && error.contains("node n0; --force"), "{error}");
+    assert_ne!(create(&options, true).unwrap().replica, first.replica);
+
+    std::fs::remove_file(&options.journal).unwrap();
+    std::fs::write(&options.disk, "somebody's data").unwrap();
+    let error = create(&options, false).unwrap_err().to_string();
+    assert!(error.contains("is not empty"), "{error}");
+    assert_eq!(std::fs::read(&options.disk).unwrap(), b"somebody's data");
+    assert!(!options.journal.exists(), "what was made on the way is gone again");
+}
+
+#[test]
+fn impossible_sizes_are_refused_before_anything_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = options(dir.path());
+    let small = VolumeOptions { journal_bytes: 4 << 20, ..good.clone() };
+    assert!(create(&small, false).unwrap_err().to_string().contains("is too small for this volume"));
+    let odd = VolumeOptions { size_bytes: (64 << 20) + 512, block_bytes: 4096, ..good.clone() };
+    assert!(create(&odd, false).unwrap_err().to_string().contains("blocks are 512 or 4096"));
+    let same = VolumeOptions { disk: good.journal.clone(), ..good.clone() };
+    assert!(create(&same, false).unwrap_err().to_string().contains("are the same"));
+    assert!(!good.journal.exists() && !good.disk.exists());
+}
+
+#[test]
+fn what_does_not_belong_together_does_not_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = options(dir.path());
+    assert!(refusal(&good).contains("does not exist"));
+    create(&good, false).unwrap();
+    type Change<'c> = &'c dyn Fn(&mut VolumeOptions);
+    let with = |change: Change<'_>| {
+        let mut options = good.clone();
+        change(&mut options);
+        refusal(&options)
+    };
+    let table: [(Change<'_>, &str); 6] = [
+        (&|o| o.core.volume = VolumeId(8), "belongs to another volume"),
+        (&|o| o.core.incarnation = Incarnation(2), "belongs to incarnation 1"),
+        (&|o| o.core.node = NodeId(1), "belongs to node n0, this is node n1"),
+        (&|o| o.size_bytes = 128 << 20, "the configuration says 134217728"),
+        (&|o| o.block_bytes = 4096, "blocks of 512 bytes"),
+        (&|o| o.journal = o.disk.clone(), "disk and journal are the same"),
+    ];
+    for (change, words) in table {
+        let text = with(change);
+        assert!(text.contains(words), "{text}");
+    }
+}
+
+#[test]
+fn another_disk_or_a_cut_one_is_found_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = options(dir.path());
+    create(&options, false).unwrap();
+    std::fs::copy(&options.disk, dir.path().join("copy")).unwrap();
+    std::fs::rename(&options.disk, dir.path().join("original")).unwrap();
+    std::fs::rename(dir.path().join("copy"), &options.disk).unwrap();
+    assert!(refusal(&options).contains("not the one this journal belongs to"));
+    std::fs::rename(dir.path().join("original"), &options.disk).unwrap();
+    let truncate =
+        |path: &Path, bytes| std::fs::File::options().write(true).open(path).unwrap().set_len(bytes).unwrap();
+    truncate(&options.disk, 1 << 20);
+    assert!(refusal(&options).contains("the volume needs"));
+    truncate(&options.disk, 64 << 20);
+    truncate(&options.journal, 31 << 20);
+    assert!(refusal(&options).contains("it had 33554432 when it was created"));
+}
+
+#[test]
+fn a_second_process_for_the_same_replica_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = options(dir.path());
+    create(&options, false).unwrap();
+    let volume = open(options.clone()).unwrap();
+    assert!(refusal(&options).contains("is in use by another process"));
+    assert!(create(&options, true).is_err(), "not even force overwrites what is in use");
+    assert!(inspect(&options.journal, 10).unwrap().in_use);
+    volume.stop();
+    volume.wait().unwrap();
+    assert!(volume.status().is_err());
+    let again = open(options).unwrap();
+    again.stop();
+    again.wait().unwrap();
+}
+
+#[test]
+fn a_port_in_use_is_named_and_nothing_is_left_locked() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = options(dir.path());
+    create(&options, false).unwrap();
+    let taken = std::net::TcpListener::bind(options.listen).unwrap();
+    let text = refusal(&options);
+    assert!(text.contains("cannot listen for peers") && text.contains("in use"), "{text}");
+    drop(taken);
+    let volume = open(options).unwrap();
+    volume.stop();
+    volume.wait().unwrap();
+}
+
+#[test]
+fn inspecting_hostile_bytes_never_panics() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = options(dir.path());
+    create(&options, false).unwrap();
+    let journal = std::fs::File::options().read(true).write(true).open(&options.journal).unwrap();
+    let layout = inspect(&options.journal, 1).unwrap().layout.unwrap().unwrap();
+    let mut state = 1u64;
+    for round in 0..200 {
+        let mut bytes = vec![0u8; 8192];
+        for byte in &mut bytes {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(round);
+            *byte = (state >> 56) as u8;
+        }
+        // Half of the time what looks like a frame.
+        if round % 2 == 0 {
+            bytes[..8].copy_from_slice(b"HF-FRAME");
+        }
+        journal.write_all_at(&bytes, layout.ring_at).unwrap();
+        inspect(&options.journal, 1000).unwrap();
+    }
+    journal.write_all_at(&[0xff; 4096], SUPERBLOCK_AT[0]).unwrap();
+    let found = inspect(&options.journal, 10).unwrap();
+    assert!(found.copies[0].is_err() && found.current == Some(1));
+    journal.write_all_at(&[0xff; 4096], SUPERBLOCK_AT[1]).unwrap();
+    assert_eq!(inspect(&options.journal, 10).unwrap().end, FramesEnd::NoSuperblock);
+    journal.set_len(100).unwrap();
+    assert_eq!(inspect(&options.journal, 10).unwrap().end, FramesEnd::NoSuperblock);
+}

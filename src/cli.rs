@@ -1,0 +1,350 @@
+//! The command line: subcommands, flags and their help.
+
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use replicator::config::{parse_duration_ms, parse_size};
+
+/// A block device kept alive on two or more machines.
+///
+/// Start here: `holdfast demo` shows it at work on this machine, `holdfast sandbox` gives you a throwaway cluster,
+/// `holdfast config new` prints a configuration to edit.
+#[derive(Debug, Parser)]
+#[command(name = "holdfast", version, propagate_version = true, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make this node's replica of a volume: an empty disk and a journal
+    Create(CreateArgs),
+    /// Run this node's replicas in the foreground, until SIGTERM or SIGINT
+    Replicator(ReplicatorArgs),
+    /// Show a node and its volumes: what is wrong and what to type next
+    Status(StatusArgs),
+    /// Make a node the volume's primary: clients are served there
+    Promote(PromoteArgs),
+    /// Make a primary a secondary again, with everything safe first
+    Demote(DemoteArgs),
+    /// Take a replica that is gone out of the in-sync set, so that I/O goes on without it
+    Shrink(ShrinkArgs),
+    /// Read a replica at rest: superblock, journal, entries
+    Inspect(InspectArgs),
+    /// Check a configuration file, or print one to begin with
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Run a throwaway cluster on this machine, until SIGTERM or SIGINT
+    Sandbox(SandboxArgs),
+    /// Show a failover: write, kill the primary, promote the other, check everything
+    Demo(DemoArgs),
+}
+
+/// Which node of which configuration.
+#[derive(Debug, Args)]
+pub(crate) struct NodeArgs {
+    /// The cluster's configuration file
+    #[arg(long, value_name = "FILE", env = "HOLDFAST_CONFIG")]
+    pub(crate) config: PathBuf,
+    /// The node [default: the one with this host's name]
+    #[arg(long, value_name = "NAME", env = "HOLDFAST_NODE")]
+    pub(crate) node: Option<String>,
+}
+
+/// Which running node.
+#[derive(Debug, Args)]
+pub(crate) struct TargetArgs {
+    /// The node's control socket [default: /run/holdfast/control.sock]
+    #[arg(long, value_name = "SOCKET", env = "HOLDFAST_CONTROL", conflicts_with_all = ["config", "node"])]
+    pub(crate) control: Option<PathBuf>,
+    /// Find the control socket in this configuration file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// The node in that file [default: the one with this host's name]
+    #[arg(long, value_name = "NAME", requires = "config")]
+    pub(crate) node: Option<String>,
+}
+
+/// Arguments of `create`.
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    /// The volume
+    pub(crate) volume: String,
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+    /// Overwrite what lies on the disk and the journal
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// Arguments of `replicator`.
+#[derive(Debug, Args)]
+pub(crate) struct ReplicatorArgs {
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+    /// Be killed when the process with this id, which must be the parent, ends
+    #[arg(long, value_name = "PID", hide = true)]
+    pub(crate) die_with: Option<u32>,
+}
+
+/// Arguments of `status`.
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// Only this volume
+    pub(crate) volume: Option<String>,
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Show it again every second, until interrupted
+    #[arg(long)]
+    pub(crate) watch: bool,
+}
+
+/// Arguments of `promote`.
+#[derive(Debug, Args)]
+pub(crate) struct PromoteArgs {
+    /// The volume
+    pub(crate) volume: String,
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+    /// Without the word of members that cannot be reached. Only when they are surely down: two primaries split the
+    /// volume's history
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `demote`.
+#[derive(Debug, Args)]
+pub(crate) struct DemoteArgs {
+    /// The volume
+    pub(crate) volume: String,
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `shrink`.
+#[derive(Debug, Args)]
+pub(crate) struct ShrinkArgs {
+    /// The volume
+    pub(crate) volume: String,
+    /// The node whose replica is gone
+    #[arg(long, value_name = "NODE")]
+    pub(crate) remove: String,
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `inspect`.
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("replica").required(true).args(["volume", "journal"])))]
+pub(crate) struct InspectArgs {
+    /// The volume, found with --config and --node
+    #[arg(requires = "config")]
+    pub(crate) volume: Option<String>,
+    /// The journal itself
+    #[arg(long, value_name = "PATH", conflicts_with = "volume")]
+    pub(crate) journal: Option<PathBuf>,
+    /// The backing disk: says whether it is the one the journal belongs to
+    #[arg(long, value_name = "PATH", requires = "journal")]
+    pub(crate) disk: Option<PathBuf>,
+    /// The cluster's configuration file
+    #[arg(long, value_name = "FILE", env = "HOLDFAST_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+    /// The node [default: the one with this host's name]
+    #[arg(long, value_name = "NAME", env = "HOLDFAST_NODE")]
+    pub(crate) node: Option<String>,
+    /// List every entry of the journal
+    #[arg(long)]
+    pub(crate) entries: bool,
+    /// Read at most so many frames
+    #[arg(long, value_name = "N", default_value_t = 1 << 20)]
+    pub(crate) frames: usize,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What to do with a configuration file.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Check a file as a whole; every mistake is shown with its line and a cure
+    Check {
+        /// The file
+        file: PathBuf,
+        /// Leave the secret file alone, as on a machine that is no node
+        #[arg(long)]
+        no_secret: bool,
+    },
+    /// Print a commented file to begin with, with a fresh UUID and secret
+    New,
+}
+
+/// DRBD's replication protocols.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "UPPER")]
+pub(crate) enum ProtocolArg {
+    /// Acknowledged when here; the others follow
+    A,
+    /// Acknowledged when in the memory of all
+    B,
+    /// Acknowledged when in the journal of all
+    C,
+}
+
+impl ProtocolArg {
+    pub(crate) fn letter(self) -> char {
+        match self {
+            Self::A => 'A',
+            Self::B => 'B',
+            Self::C => 'C',
+        }
+    }
+}
+
+/// What a primary does when a member is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PeerLossArg {
+    /// I/O waits for the member or the operator
+    Freeze,
+    /// I/O goes on alone, and that is remembered
+    Continue,
+}
+
+impl PeerLossArg {
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Freeze => "freeze",
+            Self::Continue => "continue",
+        }
+    }
+}
+
+/// Arguments of `sandbox`.
+#[derive(Debug, Args)]
+pub(crate) struct SandboxArgs {
+    /// Nodes, called a, b, c ...
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=8))]
+    pub(crate) nodes: u8,
+    /// When a write is acknowledged
+    #[arg(long, value_enum, ignore_case = true, default_value_t = ProtocolArg::C)]
+    pub(crate) protocol: ProtocolArg,
+    /// Size of the volume r0
+    #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = parse_size)]
+    pub(crate) size: u64,
+    /// Size of each journal
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = parse_size)]
+    pub(crate) journal_size: u64,
+    /// What the primary does when a member is gone
+    #[arg(long, value_enum, default_value_t = PeerLossArg::Freeze)]
+    pub(crate) on_peer_loss: PeerLossArg,
+    /// Folder for everything; must be empty or absent [default: a fresh temporary one]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+    /// Serve NBD on a loopback TCP port too
+    #[arg(long)]
+    pub(crate) tcp: bool,
+    /// Keep the files when it ends
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Give up if it is not ready in time
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration_ms)]
+    pub(crate) ready_within: u64,
+    /// Print one line of JSON when ready
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `demo`.
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// How long to write, in all
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) seconds: u64,
+    /// Folder for everything; must be empty or absent [default: a fresh temporary one]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+    /// Keep the files when it ends
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Print the result as a last line of JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_argument_has_help() {
+        fn check(command: &clap::Command) {
+            assert!(command.get_about().is_some(), "{} has no help", command.get_name());
+            for argument in command.get_arguments() {
+                let is_documented = argument.get_help().is_some() || argument.get_id() == "help";
+                assert!(is_documented, "{} {} has no help", command.get_name(), argument.get_id());
+            }
+            command.get_subcommands().for_each(check);
+        }
+        check(&Cli::command());
+    }
+
+    #[test]
+    fn what_is_accepted() {
+        for line in [
+            "holdfast create r0 --config f --node a --force",
+            "holdfast replicator --config f",
+            "holdfast status",
+            "holdfast status r0 --json --watch --control /s",
+            "holdfast promote r0 --config f --node b --force",
+            "holdfast demote r0",
+            "holdfast shrink r0 --remove b",
+            "holdfast inspect r0 --config f",
+            "holdfast inspect --journal j --disk d --entries --json",
+            "holdfast config check f",
+            "holdfast config new",
+            "holdfast sandbox --nodes 3 --protocol b --size 2G --journal-size 64MiB --on-peer-loss continue --tcp",
+            "holdfast demo --json --seconds 3",
+        ] {
+            Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+    }
+
+    #[test]
+    fn what_is_refused() {
+        for (line, part) in [
+            ("holdfast", "Usage"),
+            ("holdfast promot r0", "promote"),
+            ("holdfast shrink r0", "--remove"),
+            ("holdfast status --control /s --config f", "cannot be used with"),
+            ("holdfast status --node a", "--config"),
+            ("holdfast inspect", "--journal <PATH>"),
+            ("holdfast sandbox --size 1GB", "1GiB"),
+            ("holdfast sandbox --nodes 99", "8"),
+        ] {
+            let error = Cli::try_parse_from(line.split(' ')).expect_err(line);
+            assert!(error.to_string().contains(part), "{line}: {error}");
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! The `holdfast` command. What each subcommand does lies in its own file; here are only the ways to end:
+//! 0 done, 1 failed or refused, 2 used wrongly.
+
+mod cli;
+mod configuration;
+mod create;
+mod daemon;
+mod demo;
+mod inspect;
+mod nbd_client;
+mod notify;
+mod output;
+mod role;
+mod sandbox;
+mod signals;
+mod status;
+mod table;
+mod target;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Create(arguments) => create::run(&arguments),
+        Command::Replicator(arguments) => daemon::run(&arguments),
+        Command::Status(arguments) => status::run(&arguments),
+        Command::Promote(arguments) => role::promote(&arguments),
+        Command::Demote(arguments) => role::demote(&arguments),
+        Command::Shrink(arguments) => role::shrink(&arguments),
+        Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Config(command) => configuration::run(&command),
+        Command::Sandbox(arguments) => sandbox::run(&arguments),
+        Command::Demo(arguments) => demo::run(&arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever read our output has gone: as for any filter, that is no failure of ours.
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! `holdfast promote`, `demote` and `shrink`: an operator's word to a running node.
+
+use anyhow::Result;
+use replicator::control::ClientError;
+use replicator::control::json::Done;
+
+use crate::cli::{DemoteArgs, PromoteArgs, ShrinkArgs};
+use crate::{output, target};
+
+/// Makes a node the volume's primary.
+pub(crate) fn promote(arguments: &PromoteArgs) -> Result<()> {
+    let client = target::client(&arguments.target)?;
+    report(client.promote(&arguments.volume, arguments.force), arguments.json)
+}
+
+/// Makes a primary a secondary.
+pub(crate) fn demote(arguments: &DemoteArgs) -> Result<()> {
+    let client = target::client(&arguments.target)?;
+    report(client.demote(&arguments.volume), arguments.json)
+}
+
+/// Takes a replica out of the in-sync set.
+pub(crate) fn shrink(arguments: &ShrinkArgs) -> Result<()> {
+    let client = target::client(&arguments.target)?;
+    report(client.shrink(&arguments.volume, &arguments.remove), arguments.json)
+}
+
+fn report(answer: Result<Done, ClientError>, json: bool) -> Result<()> {
+    if json && let Err(ClientError::Refused(reason)) = &answer {
+        output::print_json(&serde_json::json!({ "error": reason }), true)?;
+    }
+    let done = answer?;
+    if json { output::print_json(&done, true) } else { output::print(&done.message) }
+}

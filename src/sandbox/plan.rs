@@ -1,0 +1,108 @@
+//! What a sandbox is made of, and the configuration file that says so.
+
+use std::fmt::Write as _;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+
+use anyhow::{Context, Result};
+use replicator::config::{format_uuid, fresh_uuid};
+
+/// The sandbox's volume.
+pub(crate) const VOLUME: &str = "r0";
+
+/// What a sandbox is made of.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    /// Nodes, called a, b, c ...
+    pub(crate) nodes: u8,
+    /// DRBD's letter.
+    pub(crate) protocol: char,
+    /// Bytes of the volume.
+    pub(crate) size_bytes: u64,
+    /// Bytes of each journal.
+    pub(crate) journal_bytes: u64,
+    /// What the primary does when a member is gone.
+    pub(crate) on_peer_loss: &'static str,
+    /// Whether NBD is served on TCP too.
+    pub(crate) nbd_tcp: bool,
+}
+
+impl Plan {
+    /// The names of the nodes.
+    pub(crate) fn names(&self) -> impl Iterator<Item = char> + use<> {
+        (b'a'..b'a' + self.nodes).map(char::from)
+    }
+
+    /// The configuration file; all paths in it are relative to where it lies.
+    pub(crate) fn configuration(&self) -> Result<String> {
+        let mut ports = free_ports(2 * usize::from(self.nodes))?.into_iter();
+        let mut text =
+            String::from("# A throwaway cluster, made by holdfast.\n\n[cluster]\nname = \"sandbox\"\n");
+        text.push_str("secret-file = \"secret\"\n");
+        for name in self.names() {
+            let _ = write!(
+                text,
+                "\n[[node]]\nname = \"{name}\"\naddress = \"127.0.0.1\"\ncontrol = \"{name}.ctl\"\n"
+            );
+        }
+        let _ = write!(
+            text,
+            "\n[[volume]]\nname = \"{VOLUME}\"\nuuid = \"{}\"\nsize = {}\nprotocol = \"{}\"\non-peer-loss = \"{}\"\n",
+            format_uuid(fresh_uuid()),
+            self.size_bytes,
+            self.protocol,
+            self.on_peer_loss
+        );
+        // Several nodes share this machine, and it may not allow an ordinary user to lock much memory.
+        text.push_str("lock-memory = false\n");
+        for name in self.names() {
+            let port = ports.next().context("a port for each")?;
+            let _ = write!(
+                text,
+                "\n[[volume.replica]]\nnode = \"{name}\"\ndisk = \"{name}.disk\"\njournal = \"{name}.journal\"\n\
+                 journal-size = {}\nport = {port}\nnbd-socket = \"{name}.nbd\"\n",
+                self.journal_bytes
+            );
+            if self.nbd_tcp {
+                let port = ports.next().context("a port for each")?;
+                let _ = writeln!(text, "nbd-listen = \"127.0.0.1:{port}\"");
+            }
+        }
+        Ok(text)
+    }
+}
+
+/// Loopback ports that nobody listened on a moment ago. All are held until the last is found, so that they differ.
+fn free_ports(count: usize) -> Result<Vec<u16>> {
+    let bind = || TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+    let listeners: Result<Vec<TcpListener>, _> = (0..count).map(|_| bind()).collect();
+    let listeners = listeners.context("cannot find free ports on 127.0.0.1")?;
+    listeners.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use replicator::config::{WithSecret, parse};
+
+    use super::*;
+
+    #[test]
+    fn the_configuration_is_sound() {
+        for (nodes, protocol, nbd_tcp) in [(1, 'C', false), (2, 'C', true), (3, 'B', true), (8, 'A', false)] {
+            let plan = Plan {
+                nodes,
+                protocol,
+                size_bytes: 1 << 30,
+                journal_bytes: 64 << 20,
+                on_peer_loss: "freeze",
+                nbd_tcp,
+            };
+            let text = plan.configuration().unwrap();
+            let loaded = parse(Path::new("/tmp/x/holdfast.toml"), &text, WithSecret::No).unwrap();
+            assert_eq!(loaded.cluster.nodes.len(), usize::from(nodes));
+            assert_eq!(loaded.cluster.volumes[0].replicas.len(), usize::from(nodes));
+            assert_eq!(loaded.cluster.volumes[0].replicas[0].nbd_listen.is_some(), nbd_tcp);
+        }
+    }
+}

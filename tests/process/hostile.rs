@@ -1,0 +1,80 @@
+//! Bytes nobody should send, on every socket: the process stays up, says why, and goes on serving others.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use holdfast_tests::{Client, Sandbox};
+
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed | 1;
+    (0..len)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            u8::try_from(state & 0xff).unwrap()
+        })
+        .collect()
+}
+
+fn throw(mut stream: impl Read + Write, bytes: &[u8]) {
+    let _ = stream.write_all(bytes);
+    let mut answer = [0; 4096];
+    let _ = stream.read(&mut answer);
+}
+
+fn unix(path: &str) -> UnixStream {
+    let stream = UnixStream::connect(path).unwrap();
+    stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    stream
+}
+
+fn peer_ports(sandbox: &Sandbox) -> Vec<u16> {
+    let text = std::fs::read_to_string(sandbox.config()).unwrap();
+    let ports = text
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("port")?.split('=').nth(1)?.trim().parse().ok());
+    ports.collect()
+}
+
+#[test]
+fn hostile_bytes_on_every_socket_harm_nobody() {
+    let sandbox = Sandbox::start(&["--size", "16M", "--journal-size", "32M"]);
+    let mut client = Client::connect(&sandbox.nodes[0].nbd_socket).unwrap();
+    client.write_at(0, &[7; 4096]).unwrap();
+    let ports = peer_ports(&sandbox);
+    assert_eq!(ports.len(), 2, "the configuration names the replication ports");
+    for seed in 1..20 {
+        let mut bytes = noise(seed, 3000);
+        for node in &sandbox.nodes {
+            throw(unix(&node.nbd_socket), &bytes);
+            throw(unix(&node.control), &bytes);
+        }
+        // A right beginning, then noise: past the handshake of NBD, and of HTTP.
+        let mut nbd = vec![0, 0, 0, 1];
+        nbd.extend_from_slice(b"IHAVEOPT");
+        nbd.extend_from_slice(&[0, 0, 0, 1, 0, 0, 0, 2]);
+        nbd.extend_from_slice(b"r0");
+        nbd.extend_from_slice(&bytes);
+        throw(unix(&sandbox.nodes[0].nbd_socket), &nbd);
+        let mut http =
+            b"POST /v1/volumes/r0/promote HTTP/1.1\r\nhost: x\r\ncontent-length: 3000\r\n\r\n".to_vec();
+        http.append(&mut bytes);
+        throw(unix(&sandbox.nodes[1].control), &http);
+        for port in &ports {
+            let stream = TcpStream::connect(("127.0.0.1", *port)).unwrap();
+            stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+            let mut hello = b"HFhello1\x01\0".to_vec();
+            hello.extend_from_slice(&noise(seed, 200));
+            throw(stream, &hello);
+        }
+    }
+    let mut bytes = [0; 4096];
+    client.read_at(0, &mut bytes).unwrap();
+    assert_eq!(bytes, [7; 4096], "the client that was there all along is served");
+    client.write_at(4096, &[8; 4096]).unwrap();
+    client.flush().unwrap();
+    assert_eq!(sandbox.status(0).unwrap()["role"], "Primary");
+}
