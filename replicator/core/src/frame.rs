@@ -350,6 +350,35 @@ pub fn entries<'b>(
     bytes.as_chunks::<ENTRY_BYTES>().0.iter().map(Entry::decode)
 }
 
+/// Checks that a frame's entries may enter a log whose last entry is of epoch `before`, of a volume of
+/// `volume_bytes`: ranges lie within it, and an epoch begins with its start, alone in its frame.
+///
+/// # Errors
+/// [`FrameError::Bounds`] naming what does not fit.
+pub fn check_for_log(
+    block: &[u8],
+    header: &FrameHeader,
+    before: Epoch,
+    volume_bytes: u64,
+) -> Result<(), FrameError> {
+    if header.epoch < before {
+        return Err(FrameError::Bounds("epoch"));
+    }
+    let starts_epoch = header.entries > 0 && header.epoch != before;
+    for (place, entry) in entries(block, header).enumerate() {
+        let entry = entry?;
+        let is_start = entry.kind == EntryKind::EpochStart;
+        if is_start != (starts_epoch && place == 0) || (is_start && header.entries != 1) {
+            return Err(FrameError::Bounds("epoch start"));
+        }
+        let end = entry.offset.saturating_add(entry.length);
+        if entry.kind == EntryKind::Resize || (entry.has_range() && end > volume_bytes) {
+            return Err(FrameError::Bounds("range in the volume"));
+        }
+    }
+    Ok(())
+}
+
 /// Checks the CRC of every payload of a whole frame.
 ///
 /// # Errors

@@ -193,17 +193,19 @@ impl<'a, R: JournalReader> Scan<'a, R> {
         if header.chain_before != head.chain || header.first != head.position.sequence.next() {
             return Err(FrameError::Chain);
         }
-        if header.epoch < head.position.epoch || (header.entries > 0 && self.is_cut(&header, &local)) {
-            // A mark right behind the last entry that stayed is not cut with what followed it.
+        // A log is never ahead of what its replica promised.
+        if header.epoch > self.superblock.promised || self.is_cut(&header, &local) {
             return Err(FrameError::Bounds("epoch"));
         }
+        frame::check_for_log(&self.bytes, &header, head.position.epoch, self.superblock.volume_bytes)?;
         Ok((header, local))
     }
 
-    /// Whether the frame was cut from the log, though its bytes are still there.
+    /// Whether the frame was cut from the log, though its bytes are still there. A mark right behind the last entry
+    /// that stayed was not.
     fn is_cut(&self, header: &FrameHeader, local: &LocalPart) -> bool {
         let cut = self.superblock.cut;
-        local.cuts < cut.count && header.first >= cut.first
+        local.cuts < cut.count && header.last() >= cut.first
     }
 
     fn take(&mut self, header: &FrameHeader, local: &LocalPart) {

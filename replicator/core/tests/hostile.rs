@@ -130,16 +130,3 @@ fn damaged_journals_are_recovered_or_refused() {
 fn a_hostile_peer_does_no_harm() {
     attack("peer", 3000, fuzz::fuzz_peer);
 }
-
-/// Inputs that are known to fail; what no longer does moves to the corpus of its function.
-#[test]
-#[ignore = "open: hostile superblocks and journals that reach assertions"]
-fn inputs_that_are_open() {
-    let failed = corpus("open").into_iter().filter(|(path, bytes)| {
-        let name = path.file_name().unwrap().to_str().unwrap();
-        let function = if name.starts_with("recovery") { fuzz::fuzz_recovery } else { fuzz::fuzz_superblock };
-        catch_unwind(AssertUnwindSafe(|| function(bytes))).is_err()
-    });
-    let failed: Vec<PathBuf> = failed.map(|(path, _)| path).collect();
-    assert!(failed.is_empty(), "still open: {failed:#?}");
-}

@@ -10,7 +10,7 @@ use crate::disk::layout::SUPERBLOCK_BYTES;
 use crate::history::{History, Reign};
 use crate::limits::HISTORY_MAX;
 use crate::units::{
-    Chain, Epoch, Incarnation, NodeId, NodeSet, Position, ReignId, RingOffset, Sequence, VolumeId,
+    Chain, Epoch, Incarnation, NodeId, NodeSet, PAGE_BYTES, Position, ReignId, RingOffset, Sequence, VolumeId,
 };
 
 const MAGIC: u64 = u64::from_le_bytes(*b"HOLDFAST");
@@ -296,6 +296,14 @@ impl Superblock {
         if tail > applied || self.tail.ring_offset > self.applied_through.ring_offset {
             return Err(SuperblockError::Bounds("tail"));
         }
+        for RingOffset(offset) in [self.tail.ring_offset, self.applied_through.ring_offset] {
+            if !offset.is_multiple_of(PAGE_BYTES as u64) || offset > 1 << 62 {
+                return Err(SuperblockError::Bounds("ring offset"));
+            }
+        }
+        if self.sequence >= 1 << 56 {
+            return Err(SuperblockError::Bounds("sequence"));
+        }
         if applied > self.stable || self.stable.0 > u64::MAX / 2 {
             return Err(SuperblockError::Bounds("stable mark"));
         }
@@ -303,7 +311,8 @@ impl Superblock {
             return Err(SuperblockError::Bounds("block size"));
         }
         let newest = self.history.newest().map_or(Epoch(0), |reign| reign.epoch);
-        if self.record.epoch.max(newest) > self.promised || self.promised.0 > 1 << 48 {
+        let log = self.applied_through.position.epoch.max(self.tail.position.epoch);
+        if self.record.epoch.max(newest).max(log) > self.promised || self.promised.0 > 1 << 48 {
             return Err(SuperblockError::Bounds("promise"));
         }
         if self.node.0 >= 32 {

@@ -8,6 +8,7 @@ use super::Machine;
 use super::apply::give_back;
 use super::greet::Place;
 use super::peer::LinkState;
+use super::role::RoleState;
 use crate::command::{Command, Report};
 use crate::disk::superblock::{Cut, Record};
 use crate::frame::{self, EntryKind, FrameHeader};
@@ -23,10 +24,16 @@ impl Machine {
             self.close(place, "a stream began out of order", true);
             return;
         }
+        if !matches!(self.role, RoleState::Secondary) {
+            self.close(place, "this node changes its own role just now", true);
+            return;
+        }
         let (saved, last) = (self.meta.saved, self.log.last());
         let record = start.record;
-        if record.epoch < self.meta.current.promised {
-            let reason = format!("epoch {} is over: this replica promised {}", record.epoch, saved.promised);
+        let promised = self.meta.current.promised;
+        if record.epoch < promised {
+            let reason =
+                format!("epoch {} is over: this replica has promised epoch {promised}", record.epoch);
             self.refuse(place, reason);
         } else if record.epoch == saved.record.epoch && record.reign != saved.record.reign {
             self.refuse(place, format!("split brain: epoch {} was opened twice", record.epoch));
@@ -209,20 +216,12 @@ impl Machine {
         if header.first != self.log.last().next() || header.chain_before != self.log.head.chain {
             return Err(format!("frame {} does not follow entry {}", header.first, self.log.last()));
         }
-        if header.epoch < self.log.head.position.epoch {
-            return Err("a frame of an older epoch than this log's end".to_string());
-        }
-        let starts_epoch = self.log.head.position.epoch != header.epoch;
-        for (place, entry) in frame::entries(bytes, &header).enumerate() {
-            let entry = entry.map_err(|error| format!("a damaged frame: {error}"))?;
-            let is_start = entry.kind == EntryKind::EpochStart;
-            if is_start != (starts_epoch && place == 0) || (is_start && header.entries != 1) {
-                return Err("an epoch that does not begin with its start".to_string());
-            }
-            let end = entry.offset.saturating_add(entry.length);
-            if entry.kind == EntryKind::Resize || (entry.has_range() && end > self.meta.saved.volume_bytes) {
-                return Err("an entry beyond the end of the volume".to_string());
-            }
+        let before = self.log.head.position.epoch;
+        frame::check_for_log(bytes, &header, before, self.meta.saved.volume_bytes)
+            .map_err(|error| format!("a frame that does not fit the log: {error}"))?;
+        let newest = self.persist.history.newest().map(|reign| reign.reign);
+        if header.epoch == before && newest.is_some_and(|reign| reign != header.reign) {
+            return Err("a frame of another reign of the same epoch".to_string());
         }
         frame::check_payloads(bytes, &header).map_err(|error| format!("a damaged frame: {error}"))?;
         Ok(header)

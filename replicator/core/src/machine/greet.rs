@@ -238,7 +238,13 @@ impl Machine {
         match message {
             Message::Start(start) => self.on_start(index, envelope, start),
             Message::Mark => self.on_mark(index, envelope),
-            Message::Ack(ack) => self.on_ack(index, ack),
+            Message::Ack(ack) => {
+                let record = &self.meta.saved.record;
+                // An acknowledgement counts for the reign it was given to, and for no other.
+                if envelope.epoch == record.epoch && envelope.reign == record.reign {
+                    self.on_ack(index, ack);
+                }
+            }
             Message::Seal(seal) => self.on_seal(index, seal),
             Message::Sealed(sealed) => self.on_sealed(index, &sealed),
             Message::Record(record) => self.on_record(index, record),

@@ -326,7 +326,9 @@ impl Machine {
     /// The record of the new reign, if the answers allow one.
     fn elect(&self, attempt: &Attempt) -> Result<Record, AdminError> {
         let refused = |text| Err(AdminError::Refused(text));
-        if self.meta.current.promised != attempt.epoch {
+        let current = &self.meta.current;
+        // A stream of this very epoch may have begun here, too, before this attempt did.
+        if current.promised != attempt.epoch || current.record.epoch >= attempt.epoch {
             return refused(String::from("another promotion began meanwhile; nothing was changed"));
         }
         let mut record = self.meta.saved.record;

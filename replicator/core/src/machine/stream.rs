@@ -295,7 +295,7 @@ fn look(bytes: &[u8], at: RingOffset, next: Sequence, chain: Option<Chain>, cut:
     }
     let local = frame::decode_local(bytes);
     let (Ok(header), Ok(local)) = (frame::decode(bytes), local) else { return Found::Nothing };
-    let is_cut = local.cuts < cut.count && header.first >= cut.first && header.entries > 0;
+    let is_cut = local.cuts < cut.count && header.last() >= cut.first;
     let follows = header.first != next || chain.is_none_or(|chain| chain == header.chain_before);
     if local.ring_offset != at || is_cut || !follows {
         return Found::Nothing;

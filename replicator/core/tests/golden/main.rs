@@ -137,7 +137,7 @@ fn the_chain() {
 #[test]
 fn a_superblock() {
     let superblock = Superblock {
-        sequence: 0x0102_0304_0506_0708,
+        sequence: 0x0002_0304_0506_0708,
         volume: VOLUME,
         incarnation: Incarnation(5),
         node: NodeId(31),

@@ -486,7 +486,6 @@ fn a_cut_tail_stays_cut_through_restarts() {
 }
 
 #[test]
-#[ignore = "open: a start of the epoch that this node itself is about to open is taken"]
 fn two_promotions_to_one_epoch_never_share_a_reign() {
     for seed in 0..60 {
         let mut world = World::new(seed, &Setup { nodes: 3, ..Setup::default() });
