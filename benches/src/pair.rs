@@ -565,7 +565,7 @@ impl Pair {
     }
 
     fn receive_frame(&mut self, index: usize, envelope: Envelope, token: Token, span: Span) -> bool {
-        let Some(buffer) = self.nodes[index].machine.place_frame(envelope.body_bytes) else {
+        let Some(buffer) = self.nodes[index].machine.place_frame(LINK, &envelope) else {
             self.nodes[1 - index].sent.push_front(Sent::Frame { envelope, token, span });
             return false;
         };

@@ -816,7 +816,7 @@ impl Rig {
         twist(&mut envelope, choices);
         envelope.body_bytes = u32::try_from(bytes.len()).expect("bounded");
         let Ok(envelope) = Envelope::decode(&envelope.encode()) else { return };
-        let Some(buffer) = self.machine.place_frame(envelope.body_bytes) else { return };
+        let Some(buffer) = self.machine.place_frame(link.id, &envelope) else { return };
         if choices.one_in(32) {
             return self.handle(Event::FrameAbandoned { buffer });
         }
@@ -827,7 +827,7 @@ impl Rig {
     fn deliver_frame_plainly(&mut self, link: &HostileLink, bytes: &[u8]) {
         let body_bytes = u32::try_from(bytes.len()).expect("bounded");
         let envelope = Envelope { body_bytes, ..self.envelope(link, MessageKind::Frame) };
-        let Some(buffer) = self.machine.place_frame(body_bytes) else { return };
+        let Some(buffer) = self.machine.place_frame(link.id, &envelope) else { return };
         self.fill(buffer, bytes);
         self.handle(Event::Frame { link: link.id, envelope, buffer });
     }

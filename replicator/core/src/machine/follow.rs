@@ -137,6 +137,17 @@ impl Machine {
         }
     }
 
+    /// The envelope of a frame is here, the frame is not. Memory and ring may be full of frames that only wait to hear
+    /// that they are stable, and this envelope says so.
+    pub(super) fn on_frame_announced(&mut self, id: LinkId, envelope: &Envelope) {
+        let now = self.now;
+        let Some(Place::Peer(index)) = self.find_link(id) else { return };
+        self.link_mut(Place::Peer(index)).heard_at = now;
+        if self.is_of_session(index, envelope) {
+            self.learn(envelope);
+        }
+    }
+
     pub(super) fn on_frame(&mut self, id: LinkId, envelope: Envelope, buffer: Buffer, arena: &mut [u8]) {
         let now = self.now;
         let place = self.find_link(id);

@@ -292,9 +292,11 @@ impl Machine {
         self.place(length)
     }
 
-    /// A buffer for an incoming frame of `bytes`. `None`: none now, stop receiving on that link for the moment.
-    pub fn place_frame(&mut self, bytes: u32) -> Option<Buffer> {
-        let bytes = bytes as usize;
+    /// A buffer for the frame behind `envelope`, which came on `link`. `None`: none now, stop receiving on that link
+    /// and ask again after the next `TurnEnd`. What the envelope says is taken in at once: it may be what makes room.
+    pub fn place_frame(&mut self, link: LinkId, envelope: &Envelope) -> Option<Buffer> {
+        self.on_frame_announced(link, envelope);
+        let bytes = envelope.body_bytes as usize;
         // A frame is whole pages; what is not will be refused when it is decoded, but has to go somewhere.
         let bytes = bytes.max(FRAME_HEADER_BYTES);
         // Some pages stay free for marks: without them nothing that came could be applied and freed.

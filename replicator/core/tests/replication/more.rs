@@ -439,7 +439,7 @@ fn takes_frame(seed: u64, session: u64, epoch: u64, reign_flip: u128) -> bool {
     };
     // The first connection of a world has the first two numbers.
     let link = LinkId(3);
-    let buffer = world.nodes[1].place(&bytes).unwrap();
+    let buffer = world.nodes[1].place(link, &envelope, &bytes).unwrap();
     let now = world.instant();
     world.nodes[1].handle(now, Event::Frame { link, envelope, buffer });
     world.status(1).unwrap().head.sequence > before.head.sequence

@@ -163,7 +163,9 @@ impl Links {
             return Flow::Wait;
         }
         let link = self.links.get_mut(key).expect("the caller has it");
-        let Some(buffer) = cx.machine.place_frame(envelope.body_bytes) else {
+        // Even if there is no room: the machine has heard the envelope, and its next turn may make some.
+        cx.has_news = true;
+        let Some(buffer) = cx.machine.place_frame(link.id, &envelope) else {
             link.is_parked = true;
             self.parked.push(key);
             return Flow::Wait;

@@ -300,7 +300,7 @@ impl World {
         let envelope = Envelope::decode(&envelope.encode()).expect("what is sent can be read");
         let node = &mut self.nodes[target];
         if envelope.kind == MessageKind::Frame {
-            match node.place(&body) {
+            match node.place(link, &envelope, &body) {
                 Some(buffer) => node.handle(now, Event::Frame { link, envelope, buffer }),
                 None => {
                     self.wires[index].pipes[way].push_front((envelope, body));

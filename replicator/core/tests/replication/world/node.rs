@@ -341,9 +341,9 @@ impl Node {
     }
 
     /// A buffer for a frame that arrives, filled.
-    pub fn place(&mut self, bytes: &[u8]) -> Option<Buffer> {
-        let length = u32::try_from(bytes.len()).unwrap();
-        let buffer = self.machine.as_mut()?.place_frame(length)?;
+    pub fn place(&mut self, link: LinkId, envelope: &Envelope, bytes: &[u8]) -> Option<Buffer> {
+        assert!(envelope.body_bytes as usize == bytes.len());
+        let buffer = self.machine.as_mut()?.place_frame(link, envelope)?;
         self.arena[buffer.start()..buffer.start() + bytes.len()].copy_from_slice(bytes);
         Some(buffer)
     }
