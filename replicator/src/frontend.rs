@@ -1,5 +1,5 @@
 //! One NBD connection: where its stream stands, which requests of it are under way. What is done about it is the
-//! business of [`clients`](crate::driver::clients); the protocol itself is in `nbd-frontend`.
+//! business of `driver::clients`; the protocol itself is in `nbd-frontend`.
 
 use std::io;
 

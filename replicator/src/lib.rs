@@ -1,7 +1,7 @@
 //! The replicator's shell: rings, sockets, disks and control around the pure core. It decides nothing about
 //! replication; it turns completions into events and commands into I/O.
 //!
-//! One volume is one thread with one ring. [`open`] starts it and [`VolumeHandle`] talks to it; [`create`] makes
+//! One volume is one thread with one ring. [`open`] starts it and [`VolumeHandle`] talks to it; [`create()`] makes
 //! a replica, [`inspect`] reads one at rest.
 //!
 //! All `unsafe` of the data path lies in `ring`.

@@ -1,5 +1,5 @@
 //! One connection to a peer: where it stands between dialing and its end, what is being received. What is done
-//! about it is the business of [`links`](crate::driver::links).
+//! about it is the business of `driver::links`.
 
 use std::io;
 
