@@ -15,6 +15,7 @@ import nbd
 from harness import Failure, Report, Workshop, human, open_backend, parse_size, run
 
 MIB = 1 << 20
+SECTOR = 512
 KIB = 1 << 10
 ZERO_FLAG = 2  # NBD_STATE_ZERO of base:allocation
 
@@ -22,6 +23,14 @@ ZERO_FLAG = 2  # NBD_STATE_ZERO of base:allocation
 def expect(condition, message):
     if not condition:
         raise Failure(message)
+
+
+def damage(handle, at):
+    """Changes one byte, by whole sectors as the export wants it."""
+    start = at // SECTOR * SECTOR
+    sector = handle.pread(SECTOR, start)
+    sector[at - start] ^= 0xFF
+    handle.pwrite(sector, start)
 
 
 class Client:
@@ -162,8 +171,8 @@ class Interop:
     # --- libnbd from Python (what nbdsh offers) -------------------------------------------------------------
 
     def nbdsh(self):
-        script = ("h.pwrite(b'nbdsh' * 100, 4096); h.flush(); "
-                  "assert h.pread(500, 4096) == b'nbdsh' * 100; print('fine')")
+        script = ("h.pwrite(b'nbd!' * 128, 4096); h.flush(); "
+                  "assert h.pread(512, 4096) == b'nbd!' * 128; print('fine')")
         text = run(["nbdsh", "-u", self.uri, "-c", script]).stdout
         expect("fine" in text, text)
 
@@ -181,14 +190,14 @@ class Interop:
                 seen.append("this libnbd has no extended headers")
         with Client(self.uri, structured=False, contexts=()) as handle:
             expect(not handle.get_structured_replies_negotiated(), "structured without being asked")
-            handle.pwrite(b"simple reply", 8192)
-            expect(handle.pread(12, 8192) == b"simple reply", "wrong data by simple reply")
+            handle.pwrite(b"simple reply".ljust(SECTOR), 8192)
+            expect(handle.pread(SECTOR, 8192).strip() == b"simple reply", "wrong data by simple reply")
             refused(lambda: handle.pread(4096, self.size), errno.EINVAL)
             seen.append("simple replies")
         with Client(self.uri, structured=False, contexts=(), flags=0) as handle:
             # Without the fixed-newstyle flag a client has only NBD_OPT_EXPORT_NAME.
             expect(handle.get_size() == self.size, "wrong size by NBD_OPT_EXPORT_NAME")
-            expect(handle.pread(12, 8192) == b"simple reply", "wrong data by NBD_OPT_EXPORT_NAME")
+            expect(handle.pread(SECTOR, 8192).strip() == b"simple reply", "wrong data by NBD_OPT_EXPORT_NAME")
             seen.append("old export name option")
         return ", ".join(seen)
 
@@ -305,8 +314,8 @@ class Interop:
             if self.is_holdfast:
                 # A flag that the command does not have.
                 codes.add(refused(lambda: handle.pread_structured(512, 0, lambda *_: 0, nbd.CMD_FLAG_NO_HOLE), errno.EINVAL))
-            handle.pwrite(b"still here", 0)
-            expect(handle.pread(10, 0) == b"still here", "the session is not usable after refused requests")
+            handle.pwrite(b"still here".ljust(SECTOR), 0)
+            expect(handle.pread(SECTOR, 0).strip() == b"still here", "the session is not usable after refused requests")
         return ", ".join(sorted(codes))
 
     def unaligned(self):
@@ -345,8 +354,8 @@ class Interop:
                 note = f"33 MiB refused with {errno.errorcode.get(error.errnum, error.errnum)}"
                 expect(not handle.aio_is_dead() and not handle.aio_is_closed(),
                        f"{note}, and the connection is gone")
-            handle.pwrite(b"after", 0)
-            expect(handle.pread(5, 0) == b"after", "the session is not usable after 33 MiB")
+            handle.pwrite(b"after".ljust(SECTOR), 0)
+            expect(handle.pread(SECTOR, 0).strip() == b"after", "the session is not usable after 33 MiB")
         return note
 
     def model(self, count=1500):
@@ -437,14 +446,14 @@ class Interop:
                   "h.aio_pread(nbd.Buffer(4 << 20), 0)\n"
                   "os.kill(os.getpid(), 9)")
         with Client(self.uri) as witness:
-            witness.pwrite(b"witness", 0)
+            witness.pwrite(b"witness".ljust(SECTOR), 0)
             for _ in range(4):
                 done = run([sys.executable, "-c", script, self.uri], check=False)
                 expect(done.returncode == -9, f"the client did not get that far: {done.stdout}")
                 witness.flush()
-                expect(witness.pread(7, 0) == b"witness", "another session suffers")
+                expect(witness.pread(SECTOR, 0).strip() == b"witness", "another session suffers")
         with Client(self.uri) as handle:
-            expect(handle.pread(7, 0) == b"witness", "no new session")
+            expect(handle.pread(SECTOR, 0).strip() == b"witness", "no new session")
 
     # --- qemu's tools -------------------------------------------------------------------------------------------
 
@@ -461,8 +470,7 @@ class Interop:
         copy.unlink()
         # The control: the comparison does notice one changed byte.
         with Client(self.uri) as handle:
-            byte = handle.pread(1, 5 * MIB)[0]
-            handle.pwrite(bytes([byte ^ 1]), 5 * MIB)
+            damage(handle, 5 * MIB)
         done = run(["qemu-img", "compare", "-f", "raw", "-F", "raw", source, self.uri], check=False)
         expect(done.returncode == 1, f"the control: a changed byte was not noticed (exit code {done.returncode})")
         version = run(["qemu-img", "--version"]).stdout.splitlines()[0]
@@ -492,7 +500,7 @@ class Interop:
         run([*base, "--verify_only=1"])
         with Client(self.uri) as handle:
             at = 20 * MIB + 123
-            handle.pwrite(bytes([handle.pread(1, at)[0] ^ 0xFF]), at)
+            damage(handle, at)
         done = run([*base, "--verify_only=1"], check=False)
         expect(done.returncode != 0, "the control: a changed byte was not noticed")
         return "64 MiB written, verified at once and by a second session"
