@@ -322,7 +322,10 @@ class Sandbox(Backend):
     def stop(self, seconds=60):
         """A clean stop of all nodes; SIGINT is what the sandbox promises to clean up after."""
         code = stop(self.process, signal.SIGINT, seconds)
+        ours = [process.pid for process in self.restarted]
         for node in self.nodes.values() if hasattr(self, "nodes") else ():
+            if node["pid"] in ours:
+                continue
             # Nodes outlive a sandbox that had to be killed; they are ours as well.
             if is_running(node["pid"]) and _is_program(node["pid"], self.binary):
                 print(f"the sandbox left node {node['name']} (process {node['pid']}) running: killed", flush=True)

@@ -3,7 +3,7 @@
 use std::os::unix::fs::FileExt;
 use std::process::Output;
 
-use holdfast_tests::{Sandbox, run};
+use holdfast_tests::{Sandbox, run, wait_for};
 
 fn text(output: &Output) -> String {
     assert!(!output.status.success(), "it must fail: {output:?}");
@@ -107,6 +107,8 @@ fn a_port_in_use_is_named() {
         .lines()
         .filter_map(|line| line.trim().strip_prefix("port")?.split('=').nth(1)?.trim().parse().ok())
         .collect();
-    let _taken = std::net::TcpListener::bind(("127.0.0.1", ports[1])).unwrap();
+    // The kernel takes a moment to let go of what a killed process held.
+    let _taken =
+        wait_for("the port to be free", || std::net::TcpListener::bind(("127.0.0.1", ports[1])).ok());
     assert_says(&start(&sandbox, "b"), &[&ports[1].to_string()]);
 }
