@@ -18,12 +18,15 @@ pub(crate) fn until(now: Instant, then: Instant) -> Duration {
     Duration::from_nanos(then.since_ns(now))
 }
 
-/// Identity of this boot of the machine: another one means that volatile state may be gone. 0 if the kernel does
-/// not tell, which no recorded boot equals.
+/// Identity of this boot of the machine: another one means that volatile state may be gone. If the kernel does not
+/// tell, the moment of this start stands for it, which equals no recorded one: the careful assumption.
 pub(crate) fn boot_id() -> u128 {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
-    u128::from_str_radix(&digits, 16).unwrap_or(0)
+    u128::from_str_radix(&digits, 16).unwrap_or_else(|_| {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        since.map_or(0, |since| since.as_nanos())
+    })
 }
 
 #[cfg(test)]

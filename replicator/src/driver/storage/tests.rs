@@ -11,6 +11,14 @@ use crate::error::Purpose;
 use crate::options::{DirectIo, RingOptions};
 use crate::ring::Memory;
 
+#[path = "../../../core/tests/replication/world/random.rs"]
+#[expect(unreachable_pub, reason = "shared with another crate's tests")]
+mod random;
+/// The disk that the simulated world of the core's tests runs on.
+#[path = "../../../core/tests/replication/world/disk.rs"]
+#[expect(dead_code, unreachable_pub, reason = "crashes are simulated there, not here")]
+mod simulated;
+
 const BYTES: u64 = 4 << 20;
 
 /// A storage with a list in place of the machine.
@@ -189,5 +197,48 @@ fn much_at_once_is_all_done() {
         let mut bytes = vec![0; 2 << 20];
         rig.disk.read_exact_at(&mut bytes, 0).unwrap();
         assert!(bytes.chunks(4096).enumerate().all(|(index, page)| page.iter().all(|b| *b == index as u8)));
+    });
+}
+
+/// What earns the simulated disk its trust: the same work, drawn from a seed, leaves and shows the same bytes there
+/// and on real disks, after every step.
+#[test]
+fn the_simulated_disk_does_what_real_ones_do() {
+    on_both(|mut rig| {
+        let mut random = random::Random::new(2026);
+        let mut model = simulated::SimDisk::default();
+        for step in 0..300u64 {
+            let len = 512 * (1 + random.index(64));
+            let offset = 512 * random.below((BYTES - len as u64) / 512);
+            match random.below(10) {
+                0..=4 => {
+                    let byte = u8::try_from(random.below(256)).unwrap();
+                    rig.ring.arena_mut()[..len].fill(byte);
+                    let told = rig.one(Done::DiskWritten, write(offset, span(0, len)));
+                    assert!(told.ends_with("result: Ok(()) }"), "{told}");
+                    model.write(offset, &vec![byte; len]);
+                }
+                5..=6 => {
+                    let kind = if random.percent(50) { ZeroKind::Trim } else { ZeroKind::Zeroes };
+                    rig.one(Done::DiskWritten, Work::Zero { offset, length: len as u64, kind });
+                    model.write(offset, &vec![0; len]);
+                }
+                7 => {
+                    rig.one(Done::DiskSynced, Work::Sync);
+                    let covered = model.completed();
+                    model.sync(covered);
+                }
+                _ => {
+                    rig.one(Done::DiskRead, read(offset, span(1 << 20, len)));
+                    let mut expected = vec![0; len];
+                    model.read(offset, &mut expected);
+                    assert!(rig.ring.arena()[1 << 20..][..len] == expected[..], "step {step}");
+                }
+            }
+        }
+        let (mut real, mut expected) = (vec![0; 4 << 20], vec![0; 4 << 20]);
+        rig.disk.read_exact_at(&mut real, 0).unwrap();
+        model.read(0, &mut expected);
+        assert!(real == expected, "both end with the same bytes");
     });
 }
