@@ -130,7 +130,7 @@ fn render(ready: &Ready, style: Style) -> String {
     ];
     if let Some(other) = ready.nodes.get(1) {
         lines.push(format!(
-            "kill -9 {}; holdfast promote {} --force --config {config} --node {}",
+            "kill -9 {}; sleep 1; holdfast promote {} --force --config {config} --node {}",
             primary.pid, ready.volume, other.name
         ));
         lines.push(format!("holdfast replicator --config {config} --node {}", primary.name));

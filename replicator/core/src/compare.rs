@@ -6,7 +6,7 @@ use alloc::string::String;
 
 use crate::config::Config;
 use crate::disk::superblock::DiskState;
-use crate::units::Sequence;
+use crate::units::{Epoch, Sequence};
 use crate::wire::message::Hello;
 
 /// What follows from two hellos, as seen by the receiver of one.
@@ -102,11 +102,11 @@ fn source_conflict(source: &Hello, target: &Hello) -> Result<Sequence, String> {
         ));
     }
     let common = common_point(source, target)?;
-    if target.stable > common {
+    let promised_to_clients = may_be_acknowledged(target, source);
+    if promised_to_clients > common {
         return Err(format!(
-            "split brain: the histories part after entry {common}, and the Secondary has acknowledged or applied \
-             entries up to {} that the Primary does not have; both copies are kept as they are",
-            target.stable
+            "split brain: the histories part after entry {common}, and the Secondary may have acknowledged or applied \
+             entries up to {promised_to_clients} that the Primary does not have; both copies are kept as they are"
         ));
     }
     if source.record.in_sync.contains(target.node) && target.head.position.sequence < source.applied {
@@ -126,6 +126,14 @@ fn source_conflict(source: &Hello, target: &Hello) -> Result<Sequence, String> {
     Ok(common)
 }
 
+/// The last entry of `holder` that a client may have been promised, or that its disk may show, without `other`. While
+/// `other` is in the set that `holder` knows, nothing is acknowledged that it does not have, and nothing is applied
+/// beyond what is stable. If it was taken out, everything in the log may have been acknowledged.
+fn may_be_acknowledged(holder: &Hello, other: &Hello) -> Sequence {
+    let was_asked = holder.record.epoch == Epoch(0) || holder.record.in_sync.contains(other.node);
+    if was_asked { holder.stable } else { holder.stable.max(holder.head.position.sequence) }
+}
+
 fn common_point(source: &Hello, target: &Hello) -> Result<Sequence, String> {
     let (last, other) = (source.head.position.sequence, target.head.position.sequence);
     let common = source.history.common_point(last, &target.history, other).ok_or_else(|| {
@@ -141,11 +149,15 @@ fn common_point(source: &Hello, target: &Hello) -> Result<Sequence, String> {
 
 fn both_secondary(mine: &Hello, theirs: &Hello) -> Verdict {
     match common_point(mine, theirs) {
-        Ok(common) if mine.stable > common && theirs.stable > common => refuse(format!(
-            "split brain: the histories part after entry {common} and both sides went on from there (to {} here, to \
+        Ok(common)
+            if may_be_acknowledged(mine, theirs) > common && may_be_acknowledged(theirs, mine) > common =>
+        {
+            refuse(format!(
+                "split brain: the histories part after entry {common} and both sides went on from there (to {} here, to \
              {} there); both copies are kept as they are",
-            mine.stable, theirs.stable
-        )),
+                mine.stable, theirs.stable
+            ))
+        }
         Ok(_) => Verdict::Idle,
         Err(reason) => refuse(reason),
     }
@@ -161,7 +173,7 @@ fn both_primary(mine: &Hello, theirs: &Hello) -> Verdict {
     let (older, newer) =
         if mine.record.epoch < theirs.record.epoch { (mine, theirs) } else { (theirs, mine) };
     match common_point(newer, older) {
-        Ok(common) if older.stable <= common => {
+        Ok(common) if may_be_acknowledged(older, newer) <= common => {
             if older.node == mine.node {
                 Verdict::StepDown
             } else {

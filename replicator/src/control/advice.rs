@@ -97,7 +97,10 @@ fn service(volume: &str, own: &str, replica: &ReplicaReport, list: &mut Vec<Advi
     let may_serve =
         replica.record.in_sync.is_empty() || replica.record.in_sync.iter().any(|node| node == own);
     match &replica.record.primary {
-        Some(primary) if primary != own => {
+        Some(primary)
+            if primary != own
+                && !replica.peers.iter().any(|peer| peer.node == *primary && is_connected(peer)) =>
+        {
             let cure = if may_serve {
                 format!("if {primary} is surely down: holdfast promote {volume} --force")
             } else {

@@ -281,7 +281,9 @@ impl Machine {
             return;
         }
         link.peer_session = envelope.session;
+        let is_primary = hello.primary;
         link.hello = Some(Box::new(hello));
+        self.peers[index].seen_primary = is_primary.then_some(self.now);
         self.settle(index);
     }
 

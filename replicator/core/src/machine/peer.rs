@@ -156,6 +156,8 @@ pub(super) struct Peer {
     pub(super) link: Option<Link>,
     /// Why nothing but an operator helps.
     pub(super) standalone: Option<String>,
+    /// When it last said that it is Primary.
+    pub(super) seen_primary: Option<Instant>,
     /// It counts as a member though the record does not say so yet.
     pub(super) pending: bool,
     /// Since when it takes no stream from here.
@@ -164,7 +166,7 @@ pub(super) struct Peer {
 
 impl Peer {
     pub(super) fn new(config: PeerConfig, now: Instant) -> Self {
-        Self { config, link: None, standalone: None, pending: false, lost_since: now }
+        Self { config, link: None, standalone: None, seen_primary: None, pending: false, lost_since: now }
     }
 
     /// What it acknowledged in the stream under way; nothing if there is none.

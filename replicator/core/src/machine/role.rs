@@ -31,6 +31,9 @@ use crate::wire::message::{Message, Seal, Sealed};
 /// How long a promotion waits for seals, a demotion for the members, a stop for everything.
 const PATIENCE_MS: u64 = 5_000;
 
+/// How long a peer that is refused counts as alive after its last word; it is dialed every few seconds.
+const STAND_ALONE_MEMORY_MS: u64 = 15_000;
+
 /// An attempt at promotion.
 #[derive(Debug)]
 pub(super) struct Attempt {
@@ -170,6 +173,15 @@ impl Machine {
             return Err(AdminError::Refused(text));
         }
         for peer in &self.peers {
+            // One that is refused says hello again and again, on connections that end at once.
+            let recent = |at: Instant| at.plus_ms(STAND_ALONE_MEMORY_MS) > self.now;
+            if peer.standalone.is_some() && peer.seen_primary.is_some_and(recent) {
+                let text = format!(
+                    "{} is Primary and answers, though the two replicas refuse each other: demote or stop it there first",
+                    peer.config.node
+                );
+                return Err(AdminError::Refused(text));
+            }
             let connected = peer.link.as_ref().filter(|link| link.state != LinkState::Closing);
             if connected.and_then(|link| link.hello.as_ref()).is_some_and(|hello| hello.primary) {
                 let text = format!(

@@ -390,3 +390,45 @@ fn what_recovery_left_unapplied_is_applied_though_what_comes_in_fills_the_memory
     world.start(1);
     quiet(&mut world);
 }
+
+#[test]
+fn what_a_lone_primary_acknowledged_just_before_its_death_is_a_fork_and_is_not_cut() {
+    let mut world = serving(22, &Setup { on_peer_loss: OnPeerLoss::Continue, ..Setup::default() });
+    load(&mut world, 10);
+    quiet(&mut world);
+    world.kill(1);
+    world.run_ms(5000);
+    let before = world.acknowledged;
+    world.write(0, 3..4, false);
+    world.run_until("the lone write", |world| world.acknowledged == before + 1);
+    world.flush(0);
+    world.run_until("the lone flush", |world| world.waiting() == 0);
+    world.kill(0);
+    world.start(1);
+    world.promote(1, true).unwrap();
+    let head = world.nodes[0].superblock().0;
+    assert!(head.stable.0 < before + 2);
+    world.start(0);
+    world.run_ms(3000);
+    let status = world.status(0).unwrap();
+    assert_eq!(status.peers[0].connection, Connection::StandAlone);
+    assert!(status.peers[0].reason.as_ref().unwrap().contains("split brain"), "{status:?}");
+    assert_eq!(status.record.in_sync, replicator_core::units::NodeSet::only(NodeId(0)));
+}
+
+#[test]
+fn force_is_refused_while_a_primary_that_refuses_this_replica_still_answers() {
+    let setup = Setup { on_peer_loss: OnPeerLoss::Continue, sectors: 8192, ..Setup::default() };
+    let mut world = serving(23, &setup);
+    world.kill(1);
+    world.run_ms(4000);
+    for n in 0..24 {
+        write_when_possible(&mut world, n * 10..n * 10 + 2048);
+        world.run_until("answered", |world| world.waiting() == 0);
+        world.run_ms(50);
+    }
+    world.start(1);
+    world.run_ms(3000);
+    let refused = world.promote(1, true);
+    assert!(matches!(&refused, Err(AdminError::Refused(text)) if text.contains("answers")), "{refused:?}");
+}
