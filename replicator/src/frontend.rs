@@ -91,6 +91,8 @@ pub(crate) struct Client {
     pub(crate) is_full: bool,
     /// When the negotiation, or the payload being received, must be done.
     pub(crate) deadline: Option<Instant>,
+    /// When the client must have taken some more of what is being sent.
+    pub(crate) send_deadline: Option<Instant>,
 }
 
 impl Client {
@@ -117,6 +119,7 @@ impl Client {
             is_parked: false,
             is_full: false,
             deadline: Some(now.plus_ms(HANDSHAKE_MS)),
+            send_deadline: None,
         })
     }
 

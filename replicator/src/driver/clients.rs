@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use nbd_frontend::{Export, Request, Step};
 use replicator_core::event::{Errno, Event};
 use replicator_core::limits::{FRAME_PAYLOAD_BYTES_MAX, GATHER_BYTES_MAX};
-use replicator_core::units::{RequestId, Span};
+use replicator_core::units::{Instant, RequestId, Span};
 use rustix::net::{RecvFlags, Shutdown};
 
 use super::Op;
@@ -173,6 +173,8 @@ impl Clients {
         for buffer in releases {
             cx.give_buffer(buffer);
         }
+        // Any progress counts; a client that takes nothing holds memory which others need.
+        client.send_deadline = client.outbox.is_sending().then(|| cx.now.plus_ms(STALL_MS));
         self.mark_dirty(key);
         self.finish_if_done(cx, key);
     }
@@ -214,6 +216,9 @@ impl Clients {
                 client.is_dirty = false;
                 if client.life != Life::Closed {
                     client.outbox.start(&mut cx.ring, Op::ClientSend(key), client.file);
+                    if client.outbox.is_sending() {
+                        client.send_deadline.get_or_insert(cx.now.plus_ms(STALL_MS));
+                    }
                 }
             }
         }
@@ -222,12 +227,16 @@ impl Clients {
 
     /// Closes who takes too long.
     pub(crate) fn expire(&mut self, cx: &mut Context) {
-        let late = |client: &Client| client.deadline.is_some_and(|deadline| deadline <= cx.now);
+        let now = cx.now;
+        let passed = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
+        let late = |client: &Client| passed(client.deadline) || passed(client.send_deadline);
         let late: Vec<Key> =
             self.clients.iter().filter(|(_, client)| late(client)).map(|(key, _)| key).collect();
         for key in late {
             let client = self.clients.get(key).expect("just found");
-            let what = if client.is_negotiated {
+            let what = if passed(client.send_deadline) {
+                "does not take its answers"
+            } else if client.is_negotiated {
                 "sent a part of a request and stalled"
             } else {
                 "did not negotiate"
