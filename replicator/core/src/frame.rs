@@ -13,6 +13,7 @@ use thiserror::Error;
 
 use crate::bytes::{Reader, Short, Writer};
 use crate::chain::{self, ENTRY_BYTES};
+use crate::disk::superblock::Cut;
 use crate::limits::{FRAME_BYTES_MAX, FRAME_ENTRIES_MAX, FRAME_HEADER_BYTES};
 use crate::units::{
     Chain, Epoch, PAGE_BYTES, Position, ReignId, RingOffset, SECTOR_BYTES, Sequence, VolumeId,
@@ -348,6 +349,13 @@ pub fn entries<'b>(
     let end = ENTRIES_AT + header.entries as usize * ENTRY_BYTES;
     let bytes = block.get(ENTRIES_AT..end).unwrap_or_default();
     bytes.as_chunks::<ENTRY_BYTES>().0.iter().map(Entry::decode)
+}
+
+/// Whether a frame in a ring is part of what `cut` removed from the log. A mark right behind the last entry that
+/// stayed is not.
+#[must_use]
+pub fn is_cut(header: &FrameHeader, local: &LocalPart, cut: Cut) -> bool {
+    local.cuts < cut.count && header.last() >= cut.first
 }
 
 /// Checks that a frame's entries may enter a log whose last entry is of epoch `before`, of a volume of

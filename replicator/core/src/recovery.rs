@@ -194,18 +194,11 @@ impl<'a, R: JournalReader> Scan<'a, R> {
             return Err(FrameError::Chain);
         }
         // A log is never ahead of what its replica promised.
-        if header.epoch > self.superblock.promised || self.is_cut(&header, &local) {
+        if header.epoch > self.superblock.promised || frame::is_cut(&header, &local, self.superblock.cut) {
             return Err(FrameError::Bounds("epoch"));
         }
         frame::check_for_log(&self.bytes, &header, head.position.epoch, self.superblock.volume_bytes)?;
         Ok((header, local))
-    }
-
-    /// Whether the frame was cut from the log, though its bytes are still there. A mark right behind the last entry
-    /// that stayed was not.
-    fn is_cut(&self, header: &FrameHeader, local: &LocalPart) -> bool {
-        let cut = self.superblock.cut;
-        local.cuts < cut.count && header.last() >= cut.first
     }
 
     fn take(&mut self, header: &FrameHeader, local: &LocalPart) {
@@ -243,7 +236,7 @@ impl<'a, R: JournalReader> Scan<'a, R> {
                 };
                 let here =
                     local.ring_offset == at.plus(place as u64) && header.volume == self.superblock.volume;
-                if here && !self.is_cut(&header, &local) {
+                if here && !frame::is_cut(&header, &local, self.superblock.cut) {
                     self.known_durable = self.known_durable.max(local.durable);
                 }
             }

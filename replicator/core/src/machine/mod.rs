@@ -227,7 +227,7 @@ impl Machine {
             Event::JournalRead { token, result } if Io::Load.is(token) => {
                 self.on_loaded(token, result, arena);
             }
-            Event::JournalRead { token, result } => self.on_chunk_read(token, result, arena),
+            Event::JournalRead { token, result } => self.on_chunk_read(token, result),
             Event::DiskRead { token, result } => self.on_disk_read(token, result),
             Event::DiskWritten { result, .. } => self.on_disk_written(result),
             Event::DiskSynced { result, .. } => self.on_disk_synced(result),

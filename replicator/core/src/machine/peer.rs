@@ -48,6 +48,11 @@ pub(super) enum LinkState {
 }
 
 impl LinkState {
+    /// Whether the other end is the Primary that this node follows, or is about to.
+    pub(super) fn is_target(self) -> bool {
+        matches!(self, Self::Awaiting | Self::Cutting { .. } | Self::Following)
+    }
+
     fn may_become(self, next: Self) -> bool {
         match (self, next) {
             (Self::Closing, _) => false,

@@ -217,7 +217,7 @@ impl Machine {
         self.meta.current.promised = epoch;
         for index in (0..self.peers.len()).filter(|index| Some(*index) != except) {
             let state = self.peers[index].link.as_ref().map(|link| link.state);
-            if matches!(state, Some(LinkState::Following | LinkState::Cutting { .. } | LinkState::Awaiting)) {
+            if state.is_some_and(LinkState::is_target) {
                 self.close(Place::Peer(index), &format!("this replica has promised epoch {epoch}"), true);
             }
         }
@@ -686,7 +686,7 @@ impl Machine {
     pub(super) fn learn_records(&mut self) {
         let follows = |peer: &super::peer::Peer| {
             let state = peer.link.as_ref().map(|link| link.state);
-            matches!(state, Some(LinkState::Awaiting | LinkState::Cutting { .. } | LinkState::Following))
+            state.is_some_and(LinkState::is_target)
         };
         // Whoever follows a Primary is told by it.
         if !matches!(self.role, RoleState::Secondary) || self.peers.iter().any(follows) {

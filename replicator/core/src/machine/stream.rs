@@ -248,7 +248,7 @@ impl Machine {
         self.push(Command::ReadJournal { token, device_offset, span });
     }
 
-    pub(super) fn on_chunk_read(&mut self, token: Token, result: IoResult, _arena: &mut [u8]) {
+    pub(super) fn on_chunk_read(&mut self, token: Token, result: IoResult) {
         let id = crate::units::LinkId(index_of(token));
         if let Some(at) = self.orphan_chunks.iter().position(|(link, _)| *link == id) {
             let (_, buffer) = self.orphan_chunks.swap_remove(at);
@@ -295,9 +295,8 @@ fn look(bytes: &[u8], at: RingOffset, next: Sequence, chain: Option<Chain>, cut:
     }
     let local = frame::decode_local(bytes);
     let (Ok(header), Ok(local)) = (frame::decode(bytes), local) else { return Found::Nothing };
-    let is_cut = local.cuts < cut.count && header.last() >= cut.first;
     let follows = header.first != next || chain.is_none_or(|chain| chain == header.chain_before);
-    if local.ring_offset != at || is_cut || !follows {
+    if local.ring_offset != at || frame::is_cut(&header, &local, cut) || !follows {
         return Found::Nothing;
     }
     let total = header.total_bytes as usize;
