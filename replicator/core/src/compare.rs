@@ -18,6 +18,8 @@ pub enum Verdict {
     Source {
         /// The last entry both hold.
         common: Sequence,
+        /// Whether its blocks must be brought level, too: the journal alone does not.
+        needs_blocks: bool,
     },
     /// It is Primary and will say where its stream begins.
     Target,
@@ -46,7 +48,7 @@ pub fn verdict(config: &Config, mine: &Hello, theirs: &Hello) -> Verdict {
         (false, false) => both_secondary(mine, theirs),
         (true, true) => both_primary(mine, theirs),
         (true, false) => match source_conflict(mine, theirs) {
-            Ok(common) => Verdict::Source { common },
+            Ok(Way { common, needs_blocks }) => Verdict::Source { common, needs_blocks },
             Err(reason) => refuse(reason),
         },
         (false, true) => match source_conflict(theirs, mine) {
@@ -75,9 +77,17 @@ fn identity_conflict(config: &Config, mine: &Hello, theirs: &Hello) -> Option<St
     None
 }
 
+/// How a replica is brought level.
+struct Way {
+    /// The last entry both hold.
+    common: Sequence,
+    /// Whether the journal alone does not suffice.
+    needs_blocks: bool,
+}
+
 /// Where `target` can be continued from by the stream of `source`, or why it cannot. Written from the source's
 /// point of view; the words name positions so that they are right on both sides.
-fn source_conflict(source: &Hello, target: &Hello) -> Result<Sequence, String> {
+fn source_conflict(source: &Hello, target: &Hello) -> Result<Way, String> {
     if target.promised > source.record.epoch {
         return Err(format!(
             "the Secondary has promised epoch {} to another promotion; the Primary's epoch is {}: demote it and \
@@ -94,9 +104,12 @@ fn source_conflict(source: &Hello, target: &Hello) -> Result<Sequence, String> {
             source.record.epoch
         ));
     }
-    if target.disk_state != DiskState::UpToDate || target.suspect {
+    // A copy that is Inconsistent resumes its resync, wherever its log ends: never catch-up alone.
+    let is_incomplete = target.disk_state == DiskState::Inconsistent;
+    if !is_incomplete && (target.disk_state != DiskState::UpToDate || target.suspect) {
         return Err(format!(
-            "the Secondary's disk is {}{}: it needs a resync, or `holdfast create --force` to start it empty",
+            "the Secondary's disk is {}{}: replace what failed and start it empty with `holdfast create --force`, or, if \
+             the disk is sound, have it written anew with `holdfast invalidate` there",
             target.disk_state,
             if target.suspect { " and suspect" } else { "" }
         ));
@@ -109,21 +122,16 @@ fn source_conflict(source: &Hello, target: &Hello) -> Result<Sequence, String> {
              entries up to {promised_to_clients} that the Primary does not have; both copies are kept as they are"
         ));
     }
-    if source.record.in_sync.contains(target.node) && target.head.position.sequence < source.applied {
+    let fell_back =
+        source.record.in_sync.contains(target.node) && target.head.position.sequence < source.applied;
+    if fell_back && !is_incomplete && !target.is_new() {
         return Err(format!(
             "the Secondary returned at entry {}, below entry {} which it had acknowledged as durable: its disk was \
-             restored or lies; it needs a full verification",
+             restored or lies; `holdfast invalidate` there has it written anew",
             target.head.position.sequence, source.applied
         ));
     }
-    if common < source.tail {
-        return Err(format!(
-            "the Secondary ends at entry {common}, but the Primary's journal begins after entry {}: it needs a \
-             resync, which the journal cannot give",
-            source.tail
-        ));
-    }
-    Ok(common)
+    Ok(Way { common, needs_blocks: is_incomplete || common < source.tail })
 }
 
 /// The last entry of `holder` that a client may have been promised, or that its disk may show, without `other`. While
@@ -136,12 +144,17 @@ fn may_be_acknowledged(holder: &Hello, other: &Hello) -> Sequence {
 
 fn common_point(source: &Hello, target: &Hello) -> Result<Sequence, String> {
     let (last, other) = (source.head.position.sequence, target.head.position.sequence);
+    // An empty log continues every other: it is new, or its data was discarded.
+    if last.min(other) == Sequence(0) {
+        return Ok(Sequence(0));
+    }
     let common = source.history.common_point(last, &target.history, other).ok_or_else(|| {
-        String::from("the replicas' epoch histories have nothing in common that is still known: a full resync is needed")
+        String::from("the replicas' epoch histories have nothing in common that is still known; `holdfast invalidate` on the one whose data may go")
     })?;
     if common == last && common == other && source.head.chain != target.head.chain {
         return Err(format!(
-            "both logs end at entry {common} but their contents differ: a full verification is needed"
+            "both logs end at entry {common} but their contents differ: find out why; `holdfast invalidate` on the one whose \
+             data may go"
         ));
     }
     Ok(common)

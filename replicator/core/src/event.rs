@@ -197,6 +197,8 @@ pub enum AdminAction {
         /// Whom.
         node: NodeId,
     },
+    /// Discard the data here: the copy is written anew by whoever is, or becomes, Primary.
+    Invalidate,
     /// Stop in order: everything journaled synced, applied as far as allowed, superblock clean.
     Stop,
 }

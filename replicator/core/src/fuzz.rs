@@ -204,12 +204,11 @@ pub fn fuzz_envelope(data: &[u8]) {
         put(&mut bytes, 4, &crc.to_le_bytes());
     }
     let Ok(envelope) = Envelope::decode(&bytes) else { return };
-    let limit = if envelope.kind == MessageKind::Frame { FRAME_BYTES_MAX } else { MESSAGE_BODY_BYTES_MAX };
-    assert!(envelope.body_bytes as usize <= limit, "no length goes unchecked");
+    assert!(envelope.body_bytes as usize <= envelope.kind.body_bytes_max(), "no length goes unchecked");
     assert_eq!(Envelope::decode(&envelope.encode()), Ok(envelope), "encoded again, it is the same envelope");
 }
 
-const KINDS: [MessageKind; 10] = [
+const KINDS: [MessageKind; 16] = [
     MessageKind::Hello,
     MessageKind::Start,
     MessageKind::Frame,
@@ -220,6 +219,12 @@ const KINDS: [MessageKind; 10] = [
     MessageKind::Record,
     MessageKind::Refuse,
     MessageKind::Ping,
+    MessageKind::Resync,
+    MessageKind::Compare,
+    MessageKind::Hashes,
+    MessageKind::Blocks,
+    MessageKind::Placed,
+    MessageKind::Finish,
 ];
 
 /// A message's body, of the kind that the first byte names.
@@ -1082,7 +1087,7 @@ fn hostile_message(rig: &mut Rig, index: usize, what: usize, choices: &mut Choic
             let envelope = rig.envelope(&link, KINDS[choices.below(KINDS.len())]);
             let length = choices.below(200);
             let body = choices.take(length);
-            if envelope.kind != MessageKind::Frame {
+            if !envelope.kind.is_bulk() {
                 rig.deliver(link.id, envelope, &body);
             }
         }

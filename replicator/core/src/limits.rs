@@ -1,5 +1,6 @@
 //! Every bound of the replicator in one place, with the relations between them checked at compile time.
 
+use crate::dirty::{WORD_BLOCKS, WORD_BYTES};
 use crate::units::PAGE_BYTES;
 
 /// Nodes a cluster may have; a [`NodeSet`](crate::units::NodeSet) has as many bits.
@@ -28,10 +29,18 @@ pub const RING_RESERVE_BYTES: u64 = 64 * PAGE_BYTES as u64;
 pub const RING_BYTES_MIN: u64 = 16 << 20;
 /// Bytes of the largest message body that is not a frame.
 pub const MESSAGE_BODY_BYTES_MAX: usize = 8192;
+/// Bytes of the largest item of blocks: its header page and one word's blocks.
+pub const BLOCKS_BYTES_MAX: usize = PAGE_BYTES + WORD_BYTES as usize;
+/// Items of blocks that may wait at a target to be written.
+pub const ITEMS_WAITING_MAX: usize = 8;
+/// Items of blocks that may be written at a target and not known to be durable.
+pub const ITEMS_UNDURABLE_MAX: usize = 512;
 /// Largest volume: 1 PiB.
 pub const VOLUME_BYTES_MAX: u64 = 1 << 50;
 
 const _: () = assert!(FRAME_PAYLOAD_BYTES_MAX.is_multiple_of(PAGE_BYTES));
 const _: () = assert!(GATHER_BYTES_MAX <= GATHER_FRAME_BYTES);
 const _: () = assert!(GATHER_FRAME_BYTES <= FRAME_PAYLOAD_BYTES_MAX);
+const _: () = assert!(MESSAGE_BODY_BYTES_MAX >= 32 + 16 * WORD_BLOCKS as usize);
+const _: () = assert!(BLOCKS_BYTES_MAX <= FRAME_BYTES_MAX);
 const _: () = assert!(RING_BYTES_MIN > 8 * FRAME_BYTES_MAX as u64 + RING_RESERVE_BYTES);

@@ -422,6 +422,45 @@ impl Log {
         true
     }
 
+    /// Gives up everything that is not applied, and all memory; calls `free` with the buffers. Nothing may be under way.
+    pub fn forget(&mut self, mut free: impl FnMut(Buffer)) {
+        for frame in &mut self.frames {
+            assert!(frame.holds == 0 && frame.written, "a log is given up when nothing is under way");
+            frame.buffer.take().into_iter().for_each(&mut free);
+        }
+        self.applied = self.head;
+    }
+
+    /// Begins anew at `base`, where nothing is known of what came before; frames go on behind the old head.
+    ///
+    /// # Panics
+    /// If something is under way, or not applied: it would be lost without a trace.
+    pub fn restart(&mut self, position: Position, chain: Chain) {
+        assert!(
+            !self.has_unwritten() && !self.has_undurable(),
+            "a log begins anew when nothing is under way"
+        );
+        assert!(self.applied.position.sequence == self.last(), "and everything is applied");
+        assert!(self.frames.iter().all(|frame| frame.buffer.is_none()), "and nobody reads it");
+        self.front = self.next_number();
+        self.frames.clear();
+        (self.written, self.durable) = (self.front, self.front);
+        let sequence = position.sequence;
+        (self.journaled_sequence, self.durable_sequence) = (sequence, sequence);
+        self.durable_mark = Sequence(0);
+        self.unapplied_entries = 0;
+        self.head = LogPoint { ring_offset: self.head.ring_offset, position, chain };
+        self.applied = self.head;
+        self.index.clear();
+        self.index.push_back(self.head);
+    }
+
+    /// Whether the bytes of some frame are still in memory.
+    #[must_use]
+    pub fn has_buffers(&self) -> bool {
+        self.frames.iter().any(|frame| frame.buffer.is_some())
+    }
+
     /// Bytes of the ring in use.
     #[must_use]
     pub fn used_bytes(&self) -> u64 {

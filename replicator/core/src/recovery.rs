@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 
 use thiserror::Error;
 
+use crate::dirty::DirtyMap;
 use crate::disk::layout::{Layout, LayoutError};
 use crate::disk::superblock::Superblock;
 use crate::event::Errno;
@@ -13,7 +14,8 @@ use crate::frame::{self, EntryKind, FrameError, FrameHeader, LocalPart};
 use crate::history::{History, Reign};
 use crate::limits::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES};
 use crate::log::Log;
-use crate::units::{PAGE_BYTES, RingOffset, Sequence};
+use crate::tracker::{Base, Tracker};
+use crate::units::{NodeId, PAGE_BYTES, RingOffset, Sequence};
 
 /// Reads a journal device while the replica starts, before anything else runs.
 pub trait JournalReader {
@@ -40,6 +42,8 @@ pub struct Recovered {
     pub stable: Sequence,
     /// The reigns of the log.
     pub history: History,
+    /// What peers may lack, as far as it was saved.
+    pub trackers: Vec<(NodeId, Tracker)>,
 }
 
 /// Why a journal cannot be recovered.
@@ -85,6 +89,7 @@ pub fn recover(
     let layout = Layout::new(superblock.volume_bytes, superblock.journal_bytes)?;
     // What is read from here on is durable: a tail that lives in a cache only must not be counted on.
     reader.sync().map_err(|errno| RecoverError::Device { device_offset: 0, errno })?;
+    let trackers = read_trackers(superblock, &layout, reader)?;
     let mut scan = Scan::new(superblock, layout, reader);
     scan.run()?;
     scan.check_for_rot()?;
@@ -95,7 +100,46 @@ pub fn recover(
     superblock.clean = false;
     superblock.boot_id = boot_id;
     superblock.repairs += u64::from(repaired);
-    Ok(Recovered { superblock, log, stable, history })
+    Ok(Recovered { superblock, log, stable, history, trackers })
+}
+
+/// A tracker of a peer of which nothing was saved: whoever is behind the checkpoint is not covered.
+#[must_use]
+pub fn new_tracker(layout: &Layout, superblock: &Superblock) -> Tracker {
+    let applied = superblock.applied_through;
+    let map = DirtyMap::new(superblock.volume_bytes, layout.map_bytes);
+    Tracker::new(map, Base { position: applied.position, chain: applied.chain })
+}
+
+fn read_trackers(
+    superblock: &Superblock,
+    layout: &Layout,
+    reader: &mut impl JournalReader,
+) -> Result<Vec<(NodeId, Tracker)>, RecoverError> {
+    let (maps, applied) = (&superblock.maps, superblock.applied_through);
+    let mut trackers = Vec::new();
+    for (slot, head) in maps.slots.iter().enumerate() {
+        let Some(node) = head.node else { continue };
+        let mut map = DirtyMap::new(superblock.volume_bytes, layout.map_bytes);
+        let is_sound = if head.image_bytes == 0 {
+            true
+        } else if head.image_bytes > layout.map_bytes {
+            false
+        } else {
+            let device_offset = layout.map_at(maps.copy, slot);
+            let length = usize::try_from(head.image_bytes).expect("bounded by the layout");
+            let mut bytes = vec![0; length.next_multiple_of(PAGE_BYTES)];
+            let read = reader.read_at(device_offset, &mut bytes);
+            read.map_err(|errno| RecoverError::Device { device_offset, errno })?;
+            map.decode(&bytes[..length], maps.generation).is_ok()
+        };
+        // A damaged map covers nothing: its peer is compared in full when the journal does not reach back.
+        let applied = Base { position: applied.position, chain: applied.chain };
+        let tracker =
+            if is_sound { Tracker::restore(map, head, applied) } else { new_tracker(layout, superblock) };
+        trackers.push((node, tracker));
+    }
+    Ok(trackers)
 }
 
 /// The scan of one journal.

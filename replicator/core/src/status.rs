@@ -38,6 +38,10 @@ pub enum Connection {
     Connected,
     /// The peer is being brought level from the journal.
     CatchUp,
+    /// The peer is being brought level by blocks from here.
+    SyncSource,
+    /// This replica is being brought level by blocks from the peer.
+    SyncTarget,
     /// Level; every change is sent as it happens.
     Established,
 }
@@ -49,6 +53,8 @@ impl fmt::Display for Connection {
             Self::Connecting => "Connecting",
             Self::Connected => "Connected",
             Self::CatchUp => "CatchUp",
+            Self::SyncSource => "SyncSource",
+            Self::SyncTarget => "SyncTarget",
             Self::Established => "Established",
         })
     }
@@ -73,6 +79,39 @@ pub struct PeerStatus {
     pub member: bool,
     /// What it last acknowledged.
     pub ack: Ack,
+    /// The resync of its copy from here, if one is under way.
+    pub resync: Option<Progress>,
+    /// Blocks of its copy that may differ, as far as the journal does not say it.
+    pub dirty_blocks: u64,
+}
+
+/// How far a resync has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Blocks of 4 KiB that were dirty when it began.
+    pub blocks: u64,
+    /// Blocks that are still dirty.
+    pub left_blocks: u64,
+    /// Milliseconds since it began.
+    pub elapsed_ms: u64,
+    /// Bytes a second it may take while clients write.
+    pub allowed_rate: u64,
+}
+
+impl Progress {
+    /// Blocks a second so far.
+    #[must_use]
+    pub fn rate_blocks(&self) -> u64 {
+        self.blocks.saturating_sub(self.left_blocks) * 1000 / self.elapsed_ms.max(1)
+    }
+
+    /// Milliseconds until it ends if it goes on as so far; `None` while nothing can be said.
+    #[must_use]
+    pub fn left_ms(&self) -> Option<u64> {
+        let done = self.blocks.saturating_sub(self.left_blocks);
+        let left = u128::from(self.left_blocks) * u128::from(self.elapsed_ms);
+        left.checked_div(u128::from(done)).and_then(|ms| u64::try_from(ms).ok())
+    }
 }
 
 /// Things counted since the process started.
@@ -96,6 +135,8 @@ pub struct Counters {
     pub disk_writes: u64,
     /// Checkpoints taken.
     pub checkpoints: u64,
+    /// Bytes of blocks sent in resyncs.
+    pub resync_bytes: u64,
 }
 
 /// A replica at one moment.

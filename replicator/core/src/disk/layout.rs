@@ -2,6 +2,7 @@
 
 use thiserror::Error;
 
+use crate::dirty::BLOCK_BYTES;
 use crate::limits::{RING_BYTES_MIN, VOLUME_BYTES_MAX};
 use crate::units::{PAGE_BYTES, RingOffset, SECTOR_BYTES};
 
@@ -12,13 +13,13 @@ pub const SUPERBLOCK_BYTES: usize = PAGE_BYTES;
 /// Where the space kept for the dirty maps begins.
 pub const MAPS_AT: u64 = 1 << 20;
 /// Peers for which map space is kept.
-const MAP_PEERS: u64 = 3;
-/// Bytes of the volume that one bit of a map stands for.
-const MAP_BLOCK_BYTES: u64 = 4096;
+pub const MAP_PEERS: usize = 3;
 
 /// The areas of a journal device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
+    /// Bytes kept for one copy of the dirty map of one peer.
+    pub map_bytes: u64,
     /// Bytes kept for the dirty maps: two copies for each of three peers.
     pub maps_bytes: u64,
     /// Where the ring begins.
@@ -56,15 +57,22 @@ impl Layout {
         if !sound {
             return Err(LayoutError::VolumeSize(volume_bytes));
         }
-        let map_bytes = (volume_bytes.div_ceil(MAP_BLOCK_BYTES * 8)).next_multiple_of(PAGE_BYTES as u64);
-        let maps_bytes = 2 * MAP_PEERS * map_bytes;
+        let map_bytes = volume_bytes.div_ceil(BLOCK_BYTES * 8).next_multiple_of(PAGE_BYTES as u64);
+        let maps_bytes = 2 * MAP_PEERS as u64 * map_bytes;
         let ring_at = MAPS_AT + maps_bytes;
         let needed_bytes = ring_at + RING_BYTES_MIN;
         if journal_bytes < needed_bytes {
             return Err(LayoutError::JournalTooSmall { journal_bytes, needed_bytes });
         }
         let ring_bytes = (journal_bytes - ring_at) / PAGE_BYTES as u64 * PAGE_BYTES as u64;
-        Ok(Self { maps_bytes, ring_at, ring_bytes })
+        Ok(Self { map_bytes, maps_bytes, ring_at, ring_bytes })
+    }
+
+    /// Where copy `copy` (0 or 1) of the map in `slot` lies on the device.
+    #[must_use]
+    pub fn map_at(&self, copy: u8, slot: usize) -> u64 {
+        assert!(copy < 2 && slot < MAP_PEERS, "there are two copies of three maps");
+        MAPS_AT + (u64::from(copy) * MAP_PEERS as u64 + slot as u64) * self.map_bytes
     }
 
     /// Where `offset` of the ring lies on the device.

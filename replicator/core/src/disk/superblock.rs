@@ -6,16 +6,20 @@ use core::fmt;
 use thiserror::Error;
 
 use crate::bytes::{Reader, Short, Writer};
-use crate::disk::layout::SUPERBLOCK_BYTES;
+use crate::disk::layout::{MAP_PEERS, SUPERBLOCK_BYTES};
 use crate::history::{History, Reign};
 use crate::limits::HISTORY_MAX;
+use crate::tracker::{Base, CopyId};
 use crate::units::{
     Chain, Epoch, Incarnation, NodeId, NodeSet, PAGE_BYTES, Position, ReignId, RingOffset, Sequence, VolumeId,
 };
 
 const MAGIC: u64 = u64::from_le_bytes(*b"HOLDFAST");
 /// Version of the disk format; see the history in `docs/formats.md`.
-pub const DISK_VERSION: u16 = 1;
+pub const DISK_VERSION: u16 = 2;
+/// The oldest version this program reads: one without dirty maps.
+const DISK_VERSION_MIN: u16 = 1;
+const MAPS_FIELDS_AT: usize = 344;
 const HISTORY_AT: usize = 1024;
 const REIGN_BYTES: usize = 48;
 const _: () = assert!(HISTORY_AT + HISTORY_MAX * REIGN_BYTES <= SUPERBLOCK_BYTES);
@@ -151,6 +155,68 @@ pub struct Cut {
     pub first: Sequence,
 }
 
+/// What the superblock says of one dirty map; see [`Tracker`](crate::tracker::Tracker).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MapHead {
+    /// Whose; `None` if the slot is free.
+    pub node: Option<NodeId>,
+    /// Every block was dirty once, and only the copy of `stamp` has made some clean.
+    pub everything: bool,
+    /// The copy that blocks were made clean for.
+    pub stamp: Option<CopyId>,
+    /// The peer holds everything up to here durably.
+    pub held: Sequence,
+    /// Where the map begins.
+    pub base: Base,
+    /// Bytes of its image; 0 if nothing is dirty, and there is none.
+    pub image_bytes: u64,
+}
+
+/// The saved dirty maps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Maps {
+    /// Which of the two copies on the device counts.
+    pub copy: u8,
+    /// Names the write that made it.
+    pub generation: u64,
+    /// One for each peer.
+    pub slots: [MapHead; MAP_PEERS],
+}
+
+impl Maps {
+    fn encode(&self, writer: &mut Writer<'_>) {
+        writer.u64(self.generation).u8(self.copy).zeros(7);
+        for slot in &self.slots {
+            let node = slot.node.map_or(u8::MAX, |node| node.0);
+            let stamp = slot.stamp.unwrap_or_default();
+            let position = slot.base.position;
+            writer.u8(node).u8(u8::from(slot.everything)).u8(u8::from(slot.stamp.is_some())).zeros(5);
+            writer.u64(stamp.discards).u128(stamp.replica).u64(slot.held.0);
+            writer.u64(position.epoch.0).u64(position.sequence.0).u128(slot.base.chain.0);
+            writer.u64(slot.image_bytes);
+        }
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, Short> {
+        let mut maps = Self { generation: reader.u64()?, copy: reader.u8()?, ..Self::default() };
+        reader.skip(7)?;
+        for slot in &mut maps.slots {
+            let node = reader.u8()?;
+            slot.node = (node < 32).then_some(NodeId(node));
+            slot.everything = reader.u8()? != 0;
+            let stamped = reader.u8()? != 0;
+            reader.skip(5)?;
+            let (discards, replica) = (reader.u64()?, reader.u128()?);
+            slot.stamp = stamped.then_some(CopyId { replica, discards });
+            slot.held = Sequence(reader.u64()?);
+            slot.base.position = Position { epoch: Epoch(reader.u64()?), sequence: Sequence(reader.u64()?) };
+            slot.base.chain = Chain(reader.u128()?);
+            slot.image_bytes = reader.u64()?;
+        }
+        Ok(maps)
+    }
+}
+
 /// What a replica remembers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Superblock {
@@ -200,14 +266,18 @@ pub struct Superblock {
     pub stable: Sequence,
     /// What was known durable in this journal.
     pub durable: Sequence,
-    /// The position that the blocks are complete for while the copy is not UpToDate.
-    pub data_base: Position,
+    /// The position that the blocks are complete for while the copy is not UpToDate; `None` if for none.
+    pub data_base: Option<Position>,
+    /// How often the data was discarded; with `replica` it names the copy.
+    pub discards: u64,
     /// Nothing beyond this sequence is applied; 0 is no limit.
     pub apply_limit: Sequence,
     /// Names what clients are attached to; changes when a session must not go on.
     pub export_generation: u64,
     /// Bad superblock copies found and repaired so far.
     pub repairs: u64,
+    /// The saved dirty maps.
+    pub maps: Maps,
     /// The reigns of the log.
     pub history: History,
 }
@@ -222,7 +292,9 @@ pub enum SuperblockError {
     #[error("no superblock here (bad magic)")]
     Magic,
     /// A version this program does not know.
-    #[error("superblock version {0} is not known to this program (it knows {DISK_VERSION})")]
+    #[error(
+        "superblock version {0} is not known to this program (it knows {DISK_VERSION_MIN} to {DISK_VERSION})"
+    )]
     Version(u16),
     /// The CRC does not match.
     #[error("the superblock does not match its checksum")]
@@ -250,16 +322,19 @@ impl Superblock {
         writer.u64(self.disk_fingerprint).u32(self.block_bytes);
         writer.u8(self.node.0).u8(self.disk_state as u8);
         writer.u8(u8::from(self.suspect)).u8(u8::from(self.clean)).u8(u8::from(self.proven));
-        writer.u8(u8::from(self.volatile_acks)).zeros(6);
+        writer.u8(u8::from(self.volatile_acks)).u8(u8::from(self.data_base.is_some())).zeros(5);
         writer.u128(self.boot_id).u64(self.promised.0);
         self.record.encode(&mut writer);
         writer.u64(self.cut.count).u64(self.cut.first.0);
         self.tail.encode(&mut writer);
         self.applied_through.encode(&mut writer);
         writer.u64(self.stable.0).u64(self.durable.0);
-        writer.u64(self.data_base.epoch.0).u64(self.data_base.sequence.0);
+        let data_base = self.data_base.unwrap_or_default();
+        writer.u64(data_base.epoch.0).u64(data_base.sequence.0);
         writer.u64(self.apply_limit.0).u64(self.export_generation).u64(self.repairs);
-        writer.u32(u32::try_from(self.history.reigns().len()).expect("bounded"));
+        writer.u32(u32::try_from(self.history.reigns().len()).expect("bounded")).zeros(4).u64(self.discards);
+        assert!(writer.written() == MAPS_FIELDS_AT);
+        self.maps.encode(&mut writer);
         assert!(writer.written() <= HISTORY_AT, "the fields end before the history");
         let mut writer = Writer::new(&mut bytes[HISTORY_AT..]);
         encode_history(&self.history, &mut writer);
@@ -279,14 +354,18 @@ impl Superblock {
             return Err(SuperblockError::Magic);
         }
         let (crc, version) = (reader.u32()?, reader.u16()?);
-        if version != DISK_VERSION {
+        if !(DISK_VERSION_MIN..=DISK_VERSION).contains(&version) {
             return Err(SuperblockError::Version(version));
         }
         if crc32fast::hash(&bytes[12..]) != crc {
             return Err(SuperblockError::Crc);
         }
         reader.skip(2)?;
-        let superblock = decode_fields(&mut reader, &bytes[HISTORY_AT..])?;
+        let mut superblock = decode_fields(&mut reader, &bytes[HISTORY_AT..])?;
+        if version == 1 {
+            // Zeros there name no maps.
+            superblock.maps = Maps::default();
+        }
         superblock.check()?;
         Ok(superblock)
     }
@@ -318,6 +397,10 @@ impl Superblock {
         if self.node.0 >= 32 {
             return Err(SuperblockError::Bounds("node"));
         }
+        let sound = |slot: &MapHead| slot.held.0.max(slot.base.position.sequence.0) <= u64::MAX / 2;
+        if self.maps.copy > 1 || !self.maps.slots.iter().all(sound) {
+            return Err(SuperblockError::Bounds("maps"));
+        }
         Ok(())
     }
 }
@@ -332,7 +415,8 @@ fn decode_fields(reader: &mut Reader<'_>, history: &[u8]) -> Result<Superblock, 
     sb.disk_state = DiskState::from_byte(reader.u8()?).ok_or(SuperblockError::Bounds("disk state"))?;
     (sb.suspect, sb.clean, sb.proven) = (reader.u8()? != 0, reader.u8()? != 0, reader.u8()? != 0);
     sb.volatile_acks = reader.u8()? != 0;
-    reader.skip(6)?;
+    let has_data_base = reader.u8()? != 0;
+    reader.skip(5)?;
     sb.boot_id = reader.u128()?;
     sb.promised = Epoch(reader.u64()?);
     sb.record = Record::decode(reader)?;
@@ -340,10 +424,14 @@ fn decode_fields(reader: &mut Reader<'_>, history: &[u8]) -> Result<Superblock, 
     sb.tail = LogPoint::decode(reader)?;
     sb.applied_through = LogPoint::decode(reader)?;
     (sb.stable, sb.durable) = (Sequence(reader.u64()?), Sequence(reader.u64()?));
-    sb.data_base = Position { epoch: Epoch(reader.u64()?), sequence: Sequence(reader.u64()?) };
+    let data_base = Position { epoch: Epoch(reader.u64()?), sequence: Sequence(reader.u64()?) };
+    sb.data_base = has_data_base.then_some(data_base);
     sb.apply_limit = Sequence(reader.u64()?);
     (sb.export_generation, sb.repairs) = (reader.u64()?, reader.u64()?);
     let count = reader.u32()?;
+    reader.skip(4)?;
+    sb.discards = reader.u64()?;
+    sb.maps = Maps::decode(reader)?;
     sb.history =
         decode_history(&mut Reader::new(history), count)?.ok_or(SuperblockError::Bounds("history"))?;
     Ok(sb)

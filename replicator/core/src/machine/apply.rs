@@ -6,7 +6,7 @@ use super::commit::each_extent;
 use super::{Io, Machine, index_of};
 use crate::command::Command;
 use crate::event::{Errno, IoResult};
-use crate::extents::{Content, Extents};
+use crate::extents::{Content, Extent, Extents};
 use crate::frame;
 use crate::limits::FRAME_ENTRIES_MAX;
 use crate::pool::Pool;
@@ -49,6 +49,11 @@ impl Apply {
         self.batch_end.is_none() && self.loading.is_none()
     }
 
+    /// Calls `visit` with each extent of the batch that was applied last.
+    pub(super) fn each_applied(&self, visit: impl FnMut(&Extent)) {
+        self.extents.overlapping(0, u64::MAX, visit);
+    }
+
     pub(super) fn is_loading(&self) -> bool {
         self.loading.is_some()
     }
@@ -71,7 +76,10 @@ pub(super) fn give_back(pool: &mut Pool, apply: &mut Apply, buffer: Buffer) {
 impl Machine {
     /// The last entry that may be applied now.
     pub(super) fn apply_bound(&self) -> Sequence {
-        let bound = self.persist.durable_mark(&self.log).min(self.log.durable());
+        let mut bound = self.persist.durable_mark(&self.log).min(self.log.durable());
+        if let Some(point) = self.intake_bound() {
+            bound = bound.min(point);
+        }
         match self.meta.saved.apply_limit {
             Sequence(0) => bound,
             limit => bound.min(limit),
@@ -79,7 +87,7 @@ impl Machine {
     }
 
     pub(super) fn pump_apply(&mut self, arena: &mut [u8]) {
-        if !self.apply.is_idle() || self.is_failed() {
+        if !self.apply.is_idle() || self.placing.is_some() || self.is_failed() {
             return;
         }
         let bound = self.apply_bound();
@@ -115,12 +123,13 @@ impl Machine {
 
     /// A read from the disk that did not see these entries must not find them half written.
     fn is_being_read(&self, buffer: Buffer, first: Sequence, arena: &[u8]) -> bool {
-        if self.reads.is_empty() {
+        if self.reads.is_empty() && self.block_reads.is_empty() {
             return false;
         }
         let mut blocked = false;
         each_extent(buffer, first, arena, |extent| {
             blocked |= self.reads.blocks(extent.start, extent.end(), extent.sequence);
+            blocked |= self.blocks_are_read(extent.start, extent.end());
         });
         blocked
     }
@@ -171,6 +180,7 @@ impl Machine {
         let Self { log, pool, apply, .. } = self;
         log.mark_applied(end, |buffer| give_back(pool, apply, buffer));
         self.checkpoint.applied_bytes += self.log.applied.ring_offset.0 - before.0;
+        self.track_applied(last);
     }
 
     fn load(&mut self, number: u64) {

@@ -1,5 +1,5 @@
 //! Checkpoints: what is applied becomes durable on the disk, the superblock says so, and only then may ring space
-//! be used again. The order is: sync the disk, write the superblock, reuse.
+//! be used again. The order is: sync the disk, write the dirty maps and sync them, write the superblock, reuse.
 
 use super::{Io, Machine};
 use crate::command::Command;
@@ -12,6 +12,8 @@ enum Phase {
     Idle,
     /// The disk is being synced; what was applied before is this.
     Syncing(LogPoint),
+    /// The dirty maps are being saved.
+    Mapping(LogPoint),
     /// The superblock with this sequence says it.
     Saving(u64),
 }
@@ -42,7 +44,14 @@ impl Machine {
         self.checkpoint.is_idle() && self.checkpoint.covered.ring_offset == self.log.applied.ring_offset
     }
 
-    pub(super) fn pump_checkpoint(&mut self) {
+    pub(super) fn pump_checkpoint(&mut self, arena: &mut [u8]) {
+        if let Phase::Mapping(applied) = self.checkpoint.phase {
+            self.pump_saving(arena);
+            if let Some(maps) = self.take_saved_maps() {
+                self.meta.current.maps = maps;
+                self.save_checkpoint(applied);
+            }
+        }
         if let Phase::Saving(sequence) = self.checkpoint.phase {
             if !self.meta.is_saved(sequence) {
                 return;
@@ -95,6 +104,14 @@ impl Machine {
         if !self.device_ok("syncing the disk", result) {
             return;
         }
+        if self.begin_saving_maps() {
+            self.checkpoint.phase = Phase::Mapping(applied);
+        } else {
+            self.save_checkpoint(applied);
+        }
+    }
+
+    fn save_checkpoint(&mut self, applied: LogPoint) {
         let tail = self.next_tail(applied);
         assert!(tail.ring_offset <= applied.ring_offset, "nothing unapplied is given up");
         self.checkpoint.covered = applied;

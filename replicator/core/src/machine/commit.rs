@@ -47,6 +47,9 @@ impl Machine {
         // Neither goes back within a reign, though a member that reconnects starts counting from nothing.
         self.committed = self.committed.max(committed);
         self.stable = self.stable.max(stable.min(self.committed));
+        if let Some((_, since)) = self.probe.take_if(|(last, _)| *last <= self.committed) {
+            self.pace.note_latency(self.now.0 - since.0);
+        }
         if self.role.is_serving() {
             self.cover_committed(arena);
         }

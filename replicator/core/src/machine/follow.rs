@@ -1,6 +1,7 @@
 //! Following: a Secondary cuts what the Primary does not have, promises its epoch, takes its frames in order, and
 //! acknowledges what it holds.
 
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::ToString;
 
@@ -15,10 +16,16 @@ use crate::frame::{self, EntryKind, FrameHeader};
 use crate::history::Reign;
 use crate::units::{Buffer, LinkId, Sequence};
 use crate::wire::envelope::{Envelope, MessageKind};
-use crate::wire::message::{Ack, Start};
+use crate::wire::message::{Ack, Resync, Start};
 
 impl Machine {
-    pub(super) fn on_start(&mut self, index: usize, envelope: &Envelope, start: Start) {
+    pub(super) fn on_start(
+        &mut self,
+        index: usize,
+        envelope: &Envelope,
+        start: Start,
+        resync: Option<Resync>,
+    ) {
         let place = Place::Peer(index);
         if self.link_mut(place).state != LinkState::Awaiting {
             self.close(place, "a stream began out of order", true);
@@ -51,6 +58,7 @@ impl Machine {
             self.promise(record.epoch, Some(index));
             let link = self.link_mut(place);
             link.acks_received = start.acks_received;
+            link.plan = resync.map(Box::new);
             link.become_state(LinkState::Cutting { common: start.common, record, saved: None });
         }
     }
@@ -61,8 +69,7 @@ impl Machine {
         let LinkState::Cutting { common, record, saved } = self.link_mut(place).state else { return };
         if let Some(saved) = saved {
             if self.meta.is_saved(saved) {
-                self.link_mut(place).become_state(LinkState::Following);
-                self.send_ack(index);
+                self.leave_cut(index);
             }
             return;
         }
@@ -80,10 +87,37 @@ impl Machine {
             return;
         }
         assert!(self.meta.current.promised == record.epoch, "a later promise closes this link");
-        let volatile_acks = self.link_mut(place).acks_received;
+        let link = self.link_mut(place);
+        let (volatile_acks, jumps) =
+            (link.acks_received, link.plan.as_ref().is_some_and(|p| p.jump.is_some()));
+        if jumps {
+            // The source's journal begins behind this entry, so that all of it is stable.
+            self.stable = self.stable.max(common);
+            self.committed = self.committed.max(common);
+        }
         (self.meta.current.record, self.meta.current.volatile_acks) = (record, volatile_acks);
         let saved = Some(self.meta.change());
         self.link_mut(place).become_state(LinkState::Cutting { common, record, saved });
+    }
+
+    /// The cut is saved: the stream is followed, or the log begins anew.
+    fn leave_cut(&mut self, index: usize) {
+        let link = self.link_mut(Place::Peer(index));
+        if link.plan.as_ref().is_some_and(|plan| plan.jump.is_some()) {
+            link.become_state(LinkState::Draining { is_syncing: false });
+            self.drain(index);
+        } else {
+            self.begin_following(index);
+        }
+    }
+
+    pub(super) fn begin_following(&mut self, index: usize) {
+        let link = self.link_mut(Place::Peer(index));
+        link.become_state(LinkState::Following);
+        if link.plan.is_some() {
+            self.begin_intake(index);
+        }
+        self.send_ack(index);
     }
 
     fn cut_log(&mut self, common: Sequence) -> bool {
@@ -117,7 +151,7 @@ impl Machine {
         }
     }
 
-    fn is_of_session(&self, index: usize, envelope: &Envelope) -> bool {
+    pub(super) fn is_of_session(&self, index: usize, envelope: &Envelope) -> bool {
         let record = &self.meta.saved.record;
         let link = self.peers[index].link.as_ref().expect("the caller looked");
         link.state == LinkState::Following
@@ -157,7 +191,11 @@ impl Machine {
         match place {
             Some(Place::Peer(index)) if self.is_of_session(index, &envelope) && !self.is_failed() => {
                 self.learn(&envelope);
-                self.accept(index, envelope, buffer, arena);
+                if envelope.kind == MessageKind::Blocks {
+                    self.accept_blocks(index, &envelope, buffer, arena);
+                } else {
+                    self.accept(index, envelope, buffer, arena);
+                }
             }
             Some(place) => {
                 // What is fenced off is not even read. A sender that goes on under an old epoch is told.

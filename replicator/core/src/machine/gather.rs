@@ -170,6 +170,9 @@ impl Machine {
         if self.log.place(self.meta.saved.tail.ring_offset, total as u64, false).is_none() {
             return false;
         }
+        if self.are_held(&self.gather.entries) {
+            return false;
+        }
         let open = self.gather.open.take().expect("checked");
         let buffer = self.pool.shrink(open.buffer, total);
         let mut entries = core::mem::take(&mut self.gather.entries);
@@ -180,7 +183,10 @@ impl Machine {
     }
 
     fn close_large(&mut self, arena: &mut [u8]) -> bool {
-        let (buffer, _) = self.gather.large.front().expect("the caller looked");
+        let (buffer, gathered) = self.gather.large.front().expect("the caller looked");
+        if self.are_held(core::slice::from_ref(gathered)) {
+            return false;
+        }
         let total = buffer.len_bytes() as u64;
         if self.log.place(self.meta.saved.tail.ring_offset, total, false).is_none() {
             return false;
@@ -222,6 +228,7 @@ impl Machine {
                 self.pending.push_back(Pending { sequence, request, fua: gathered.entry.fua });
             }
         }
+        self.probe.get_or_insert((header.last(), self.now));
         self.write_frame(&header, buffer, control, arena);
         if fua {
             self.persist.want_sync(header.last());

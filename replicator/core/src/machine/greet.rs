@@ -6,6 +6,7 @@ use alloc::string::{String, ToString};
 
 use super::apply::give_back;
 use super::peer::{Link, LinkState};
+use super::source::buffer_of;
 use super::{Io, Machine, index_of};
 use crate::command::{Command, Report};
 use crate::compare::{Verdict, verdict};
@@ -37,6 +38,12 @@ impl Machine {
     pub(super) fn on_link_up(&mut self, id: LinkId, node: Option<NodeId>) {
         let mut link = Link::new(id, self.now);
         self.send_hello(&mut link, false);
+        if self.discard.is_some() {
+            // What the hello says is about to be no longer so.
+            self.spare_links.push(link);
+            let place = Place::Spare(self.spare_links.len() - 1);
+            return self.close(place, "the data here is being discarded", true);
+        }
         let index = node.and_then(|node| self.peer_index(node));
         match index {
             Some(index) => self.adopt(index, link),
@@ -62,6 +69,7 @@ impl Machine {
     /// Notes that the peer takes no stream from here.
     fn lose(&mut self, index: usize) {
         self.peers[index].lost_since = self.now;
+        self.peers[index].tracker.end_stream();
     }
 
     fn send_hello(&mut self, link: &mut Link, wants_reply: bool) {
@@ -91,6 +99,8 @@ impl Machine {
             stable: self.stable.min(self.log.last()).max(applied),
             durable: self.log.durable(),
             applied,
+            data_base: saved.data_base.map(|base| base.sequence),
+            discards: saved.discards,
             history: self.persist.history,
         }
     }
@@ -134,6 +144,7 @@ impl Machine {
     fn greet(&mut self, index: usize, wants_reply: bool) {
         let Some(mut link) = self.peers[index].link.take() else { return };
         if link.state != LinkState::Closing {
+            self.peers[index].tracker.end_stream();
             self.reset_stream(&mut link);
             link.session += 1;
             link.become_state(LinkState::Greeting);
@@ -147,7 +158,7 @@ impl Machine {
         link.ack = Ack::default();
         link.acked = Ack::default();
         (link.sync_asked, link.told, link.mark_due) = (Sequence(0), (Sequence(0), Sequence(0)), None);
-        (link.place, link.chain) = (None, None);
+        (link.place, link.chain, link.resync, link.plan) = (None, None, None, None);
         if let Some(mut chunk) = link.chunk.take() {
             chunk.stale = true;
             if chunk.reading || chunk.holds > 0 {
@@ -167,6 +178,7 @@ impl Machine {
             }
             *link != id
         });
+        self.drop_intake(id);
     }
 
     pub(super) fn close(&mut self, place: Place, reason: &str, retry: bool) {
@@ -236,7 +248,7 @@ impl Machine {
             return;
         }
         match message {
-            Message::Start(start) => self.on_start(index, envelope, start),
+            Message::Start(start) => self.on_start(index, envelope, start, None),
             Message::Mark => self.on_mark(index, envelope),
             Message::Ack(ack) => {
                 let record = &self.meta.saved.record;
@@ -249,6 +261,13 @@ impl Machine {
             Message::Sealed(sealed) => self.on_sealed(index, &sealed),
             Message::Record(record) => self.on_record(index, record),
             Message::Refuse(reason) => self.stand_alone(place, &format!("the peer refuses: {reason}")),
+            Message::Resync(resync) => self.on_start(index, envelope, resync.start, Some(resync)),
+            Message::Compare { word, bits } => self.on_compare(index, word, bits),
+            Message::Hashes(hashes) => self.on_hashes(index, hashes),
+            Message::Placed { written, durable, is_done } => {
+                self.on_placed(index, written, durable, is_done);
+            }
+            Message::Finish => self.on_finish(index),
             Message::Ping => {}
             Message::Hello(_) => unreachable!("told apart by the caller"),
         }
@@ -297,9 +316,9 @@ impl Machine {
                 self.peers[index].standalone = None;
                 self.link_mut(place).become_state(LinkState::Idle);
             }
-            Verdict::Source { common } => {
+            Verdict::Source { common, needs_blocks } => {
                 self.peers[index].standalone = None;
-                self.start_stream(index, common);
+                self.start_stream(index, common, needs_blocks);
             }
             Verdict::Target => {
                 self.peers[index].standalone = None;
@@ -334,9 +353,7 @@ impl Machine {
             }
         };
         for (token, _) in link.sends {
-            if Io::SendFrame.is(token) {
-                self.release_frame(token);
-            }
+            self.release_sent(token);
         }
         if let Some(mut chunk) = link.chunk {
             chunk.holds = 0;
@@ -348,7 +365,14 @@ impl Machine {
         }
     }
 
-    fn release_frame(&mut self, token: Token) {
+    /// Gives back what a send has read. A chunk's holds are the caller's.
+    fn release_sent(&mut self, token: Token) {
+        if Io::SendBlocks.is(token) {
+            self.pool.give(buffer_of(token));
+        }
+        if !Io::SendFrame.is(token) {
+            return;
+        }
         if let Some(buffer) = self.log.unhold(index_of(token)) {
             give_back(&mut self.pool, &mut self.apply, buffer);
         }
@@ -360,8 +384,8 @@ impl Machine {
         let (first, bytes) = link.sends.pop_front().expect("a frame was handed over");
         assert!(first == token, "frames of one link leave in order");
         link.in_flight_bytes -= u64::from(bytes);
-        if Io::SendFrame.is(token) {
-            self.release_frame(token);
+        if !Io::SendChunk.is(token) {
+            self.release_sent(token);
             return;
         }
         let chunk = link.chunk.as_mut().expect("its frames were being sent");

@@ -69,7 +69,8 @@ impl Machine {
         }
         let saved = &self.meta.saved;
         assert!(submitted.sequence > saved.sequence && submitted.promised >= saved.promised);
-        assert!(submitted.record.order() >= saved.record.order(), "a record is replaced only by a later one");
+        let is_later = submitted.record.order() >= saved.record.order();
+        assert!(is_later || submitted.discards > saved.discards, "a record is replaced only by a later one");
         self.meta.saved = *submitted;
         self.persist.saved_mark = self.persist.saved_mark.max(self.meta.saved.stable);
     }

@@ -8,6 +8,7 @@
 //!     persist journal writes and syncs    stream    a Primary sends it
 //!     apply   entries reach the disk      greet     links and hellos
 //!     checkpoint, superblock              role      promote, demote, shrink, stop
+//!     maps    what peers may lack         source    a Primary sends blocks; target: a Secondary takes them
 //! ```
 //!
 //! Duties of a driver:
@@ -22,17 +23,22 @@ mod admit;
 mod apply;
 mod checkpoint;
 mod commit;
+mod discard;
 mod follow;
 mod gather;
 mod greet;
+mod maps;
 mod meta;
 mod peer;
 mod persist;
 mod read;
 mod report;
 mod role;
+mod source;
 mod stream;
+mod target;
 
+use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -45,20 +51,25 @@ use crate::extents::Extents;
 use crate::frame::Entry;
 use crate::limits::{EXTENTS_MAX, FRAME_BYTES_MAX, FRAME_ENTRIES_MAX, FRAME_HEADER_BYTES};
 use crate::log::Log;
+use crate::pace::Pace;
 use crate::pool::Pool;
-use crate::recovery::Recovered;
+use crate::recovery::{Recovered, new_tracker};
 use crate::status::Counters;
 use crate::units::{AdminId, Buffer, Instant, LinkId, NodeId, PAGE_BYTES, RequestId, Sequence, Token};
 use crate::wire::envelope::Envelope;
 
 use apply::Apply;
 use checkpoint::Checkpoint;
+use discard::Discard;
 use gather::Gather;
+use maps::Saving;
 use meta::Meta;
 use peer::{Link, Peer};
 use persist::Persist;
 use read::Reads;
 use role::RoleState;
+use source::BlockRead;
+use target::{Intake, Placing};
 
 /// A write, zero or trim that is sequenced and not yet answered.
 #[derive(Clone, Copy, Debug)]
@@ -107,6 +118,26 @@ pub struct Machine {
     shrink_answer: Option<AdminId>,
     /// Seals to answer: who asked, the attempt, and the superblock sequence that holds the promise.
     seal_answers: Vec<(NodeId, u64, u64)>,
+    /// A frame that is not committed, and when it was sequenced: how clients fare.
+    probe: Option<(Sequence, Instant)>,
+    /// How fast resyncs go.
+    pace: Pace,
+    /// Reads of the disk for resyncs.
+    block_reads: Vec<Option<BlockRead>>,
+    /// Blocks that come in.
+    intake: Option<Box<Intake>>,
+    /// Blocks that are being written in place.
+    placing: Option<Placing>,
+    /// The session whose blocks are being synced, and up to which item.
+    intake_sync: Option<(LinkId, u64, u64)>,
+    /// The link whose stream begins when the disk is synced.
+    drain_sync: Option<LinkId>,
+    /// Dirty maps that are being saved.
+    saving: Option<Saving>,
+    /// The data here is about to be discarded, or that is being stored.
+    discard: Option<Discard>,
+    /// A device failed since this process began: what was under way may be lost.
+    has_failed: bool,
     frozen: Option<String>,
     counters: Counters,
     commands: VecDeque<Command>,
@@ -126,6 +157,13 @@ enum Io {
     CheckpointSync = 8,
     SendFrame = 9,
     SendChunk = 10,
+    MapWrite = 11,
+    MapSync = 12,
+    BlockRead = 13,
+    SendBlocks = 14,
+    Place = 15,
+    IntakeSync = 16,
+    DrainSync = 17,
 }
 
 impl Io {
@@ -153,7 +191,15 @@ impl Machine {
         );
         let mut pool = Pool::new(config.arena_bytes);
         let reserve = pool.take(FRAME_BYTES_MAX).expect("the arena is new");
-        let peers = config.peers.iter().map(|peer| Peer::new(*peer, now)).collect();
+        let mut trackers = recovered.trackers;
+        let (layout, superblock) = (recovered.log.layout, &recovered.superblock);
+        let peers = config.peers.iter().map(|peer| {
+            let saved = trackers.iter().position(|(node, _)| *node == peer.node);
+            let tracker = saved.map(|at| trackers.swap_remove(at).1);
+            let tracker = tracker.unwrap_or_else(|| new_tracker(&layout, superblock));
+            Peer::new(*peer, tracker, now)
+        });
+        let peers = peers.collect();
         let stable = recovered.stable.min(recovered.log.last());
         let mut meta = Meta::new(recovered.superblock);
         meta.current.window_bytes = meta.current.window_bytes.max(config.arena_bytes as u64);
@@ -181,6 +227,16 @@ impl Machine {
             record_change: None,
             shrink_answer: None,
             seal_answers: Vec::new(),
+            probe: None,
+            pace: Pace::new(now),
+            block_reads: Vec::new(),
+            intake: None,
+            placing: None,
+            intake_sync: None,
+            drain_sync: None,
+            saving: None,
+            discard: None,
+            has_failed: false,
             frozen: None,
             counters: Counters::default(),
             commands: VecDeque::with_capacity(4096),
@@ -223,13 +279,20 @@ impl Machine {
     fn on_completion(&mut self, event: Event<'_>, arena: &mut [u8]) {
         match event {
             Event::JournalWritten { token, result } => self.on_journal_written(token, result),
+            Event::JournalSynced { token, result } if Io::MapSync.is(token) => self.on_map_synced(result),
             Event::JournalSynced { result, .. } => self.on_journal_synced(result),
             Event::JournalRead { token, result } if Io::Load.is(token) => {
                 self.on_loaded(token, result, arena);
             }
             Event::JournalRead { token, result } => self.on_chunk_read(token, result),
+            Event::DiskRead { token, result } if Io::BlockRead.is(token) => {
+                self.on_block_read(index_of(token), result, arena);
+            }
             Event::DiskRead { token, result } => self.on_disk_read(token, result),
+            Event::DiskWritten { token, result } if Io::Place.is(token) => self.on_placed_write(result),
             Event::DiskWritten { result, .. } => self.on_disk_written(result),
+            Event::DiskSynced { token, result } if Io::IntakeSync.is(token) => self.on_intake_synced(result),
+            Event::DiskSynced { token, result } if Io::DrainSync.is(token) => self.on_drained(result),
             Event::DiskSynced { result, .. } => self.on_disk_synced(result),
             Event::SuperblockWritten { result, .. } => self.on_superblock_written(result),
             other => unreachable!("handled by the caller: {other:?}"),
@@ -241,6 +304,7 @@ impl Machine {
             AdminAction::Promote { force, reign } => self.on_promote(id, force, reign),
             AdminAction::Demote => self.on_demote(id),
             AdminAction::Shrink { node } => self.on_shrink(id, node),
+            AdminAction::Invalidate => self.on_invalidate(id),
             AdminAction::Stop => self.on_stop(id),
         }
     }
@@ -266,10 +330,12 @@ impl Machine {
         self.advance_commit(arena);
         self.close_frames(arena);
         self.advance_role(arena);
+        self.advance_discard();
         self.write_mark(arena);
         self.pump_persist();
+        self.track_held();
         self.pump_apply(arena);
-        self.pump_checkpoint();
+        self.pump_checkpoint(arena);
         self.pump_peers(arena);
         self.pump_meta();
         self.check_invariants();
@@ -279,7 +345,8 @@ impl Machine {
     #[must_use]
     pub fn next_timeout(&self) -> Option<Instant> {
         let peers = self.peers.iter().filter_map(|peer| peer.next_timeout(&self.config));
-        let own = [self.persist.due(), self.role.deadline(), self.shrink_due()];
+        let resync = self.source_due().into_iter().chain(self.intake_due()).min();
+        let own = [self.persist.due(), self.role.deadline(), self.shrink_due(), resync];
         peers.chain(own.into_iter().flatten()).min()
     }
 
@@ -349,6 +416,7 @@ impl Machine {
         let text = alloc::format!("{what} failed (error {}): the copy here is Failed", errno.0);
         self.report(Report::Device(text));
         self.meta.current.disk_state = DiskState::Failed;
+        self.has_failed = true;
         self.meta.current.suspect = true;
         self.meta.change();
         self.leave_primary();
@@ -370,7 +438,8 @@ impl Machine {
     fn check_invariants(&self) {
         let (applied, log) = (self.log.applied.position.sequence, &self.log);
         assert!(
-            self.meta.saved.applied_through.position.sequence <= applied,
+            self.meta.saved.applied_through.position.sequence <= applied
+                || self.meta.saved.discards < self.meta.current.discards,
             "a checkpoint is not ahead of apply"
         );
         assert!(applied <= self.persist.durable_mark(log), "only what is known stable, durably, is applied");

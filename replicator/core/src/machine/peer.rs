@@ -7,6 +7,8 @@
 //!    | new hello             +--> Starting --first ack--> Streaming
 //!    |                       |  it is Primary
 //!    |                       +--> Awaiting --start--> Cutting --saved--> Following
+//!    |                                                   | the log begins anew  ^ saved
+//!    |                                                   +--> Draining --> Jumping
 //!    +--- from any of them; and from any of them --> Closing
 //! ```
 
@@ -16,8 +18,11 @@ use alloc::string::String;
 
 use crate::config::{Config, PeerConfig};
 use crate::disk::superblock::Record;
+use crate::tracker::Tracker;
 use crate::units::{Buffer, Chain, Instant, LinkId, RingOffset, Sequence, Token};
-use crate::wire::message::{Ack, Hello};
+use crate::wire::message::{Ack, Hello, Resync};
+
+use super::source::Source;
 
 /// State of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +46,16 @@ pub(super) enum LinkState {
         /// Superblock sequence that will hold the promise, once the log is cut.
         saved: Option<u64>,
     },
+    /// Its journal does not reach back to my log's end: what I have is applied, and made durable on the disk.
+    Draining {
+        /// Whether the disk is being synced.
+        is_syncing: bool,
+    },
+    /// My log begins anew, at a point of its log; that is being stored.
+    Jumping {
+        /// Superblock sequence that will hold it.
+        saved: u64,
+    },
     /// It sends and I acknowledge.
     Following,
     /// Closed by me; what still comes is ignored.
@@ -50,7 +65,14 @@ pub(super) enum LinkState {
 impl LinkState {
     /// Whether the other end is the Primary that this node follows, or is about to.
     pub(super) fn is_target(self) -> bool {
-        matches!(self, Self::Awaiting | Self::Cutting { .. } | Self::Following)
+        matches!(
+            self,
+            Self::Awaiting
+                | Self::Cutting { .. }
+                | Self::Draining { .. }
+                | Self::Jumping { .. }
+                | Self::Following
+        )
     }
 
     fn may_become(self, next: Self) -> bool {
@@ -59,7 +81,9 @@ impl LinkState {
             (_, Self::Greeting | Self::Closing) => true,
             (Self::Greeting | Self::Idle, Self::Idle | Self::Starting | Self::Awaiting) => true,
             (Self::Starting, Self::Streaming) | (Self::Awaiting, Self::Cutting { .. }) => true,
-            (Self::Cutting { .. }, Self::Cutting { .. } | Self::Following) => true,
+            (Self::Cutting { .. }, Self::Cutting { .. } | Self::Following | Self::Draining { .. }) => true,
+            (Self::Draining { .. }, Self::Draining { .. } | Self::Jumping { .. }) => true,
+            (Self::Jumping { .. }, Self::Following) => true,
             _ => false,
         }
     }
@@ -114,6 +138,10 @@ pub(super) struct Link {
     pub(super) acked: Ack,
     /// As target: whether to acknowledge what is only received.
     pub(super) acks_received: bool,
+    /// As source: the resync under way.
+    pub(super) resync: Option<Box<Source>>,
+    /// As target: how the resync begins.
+    pub(super) plan: Option<Box<Resync>>,
 }
 
 impl Link {
@@ -139,6 +167,8 @@ impl Link {
             mark_due: None,
             acked: Ack::default(),
             acks_received: false,
+            resync: None,
+            plan: None,
         }
     }
 
@@ -167,11 +197,14 @@ pub(super) struct Peer {
     pub(super) pending: bool,
     /// Since when it takes no stream from here.
     pub(super) lost_since: Instant,
+    /// What it may lack.
+    pub(super) tracker: Tracker,
 }
 
 impl Peer {
-    pub(super) fn new(config: PeerConfig, now: Instant) -> Self {
-        Self { config, link: None, standalone: None, seen_primary: None, pending: false, lost_since: now }
+    pub(super) fn new(config: PeerConfig, tracker: Tracker, now: Instant) -> Self {
+        let (link, standalone, seen_primary) = (None, None, None);
+        Self { config, link, standalone, seen_primary, pending: false, lost_since: now, tracker }
     }
 
     /// What it acknowledged in the stream under way; nothing if there is none.

@@ -54,6 +54,12 @@ impl Persist {
         self.due
     }
 
+    /// The log begins anew behind `sequence`.
+    pub(super) fn restart(&mut self, sequence: Sequence) {
+        (self.history, self.saved_mark, self.wanted, self.due) =
+            (History::default(), sequence, sequence, None);
+    }
+
     pub(super) fn is_syncing(&self) -> bool {
         self.syncing.is_some()
     }
@@ -61,7 +67,9 @@ impl Persist {
 
 impl Machine {
     pub(super) fn on_journal_written(&mut self, token: Token, result: IoResult) {
-        if self.device_ok("writing the journal", result) {
+        if Io::MapWrite.is(token) {
+            self.on_map_written(result);
+        } else if self.device_ok("writing the journal", result) {
             self.log.mark_written(index_of(token));
         }
     }

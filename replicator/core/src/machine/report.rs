@@ -52,6 +52,8 @@ impl Machine {
             disk_state: hello.map(|hello| hello.disk_state),
             member: self.meta.saved.record.in_sync.contains(peer.config.node),
             ack: peer.ack(),
+            resync: self.progress(index),
+            dirty_blocks: peer.tracker.map().dirty_blocks(),
         }
     }
 
@@ -61,9 +63,18 @@ impl Machine {
             _ if peer.standalone.is_some() => Connection::StandAlone,
             None | Some((LinkState::Greeting | LinkState::Closing, _)) => Connection::Connecting,
             Some((LinkState::Idle, _)) => Connection::Connected,
-            Some((LinkState::Starting | LinkState::Awaiting | LinkState::Cutting { .. }, _)) => {
-                Connection::CatchUp
+            Some((LinkState::Starting | LinkState::Streaming, link)) if link.resync.is_some() => {
+                Connection::SyncSource
             }
+            Some((_, link)) if link.plan.is_some() => Connection::SyncTarget,
+            Some((
+                LinkState::Starting
+                | LinkState::Awaiting
+                | LinkState::Cutting { .. }
+                | LinkState::Draining { .. }
+                | LinkState::Jumping { .. },
+                _,
+            )) => Connection::CatchUp,
             Some((LinkState::Streaming, link)) => {
                 let level = link.ack.journaled >= self.committed;
                 if level { Connection::Established } else { Connection::CatchUp }

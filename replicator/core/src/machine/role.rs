@@ -129,11 +129,11 @@ impl RoleState {
 }
 
 impl Machine {
-    fn answer_admin(&mut self, id: AdminId, result: Result<String, AdminError>) {
+    pub(super) fn answer_admin(&mut self, id: AdminId, result: Result<String, AdminError>) {
         self.push(Command::Answer { id, result });
     }
 
-    fn refuse_admin(&mut self, id: AdminId, reason: impl Into<String>) {
+    pub(super) fn refuse_admin(&mut self, id: AdminId, reason: impl Into<String>) {
         self.answer_admin(id, Err(AdminError::Refused(reason.into())));
     }
 
@@ -653,7 +653,9 @@ impl Machine {
             let level = peer
                 .streaming()
                 .is_some_and(|link| link.ack.journaled >= committed && link.ack.durable >= stable);
-            !record.in_sync.contains(peer.config.node) && peer.config.protocol != Protocol::A && level
+            let whole = peer.link.as_ref().is_some_and(|link| link.resync.is_none());
+            let wanted = peer.config.protocol != Protocol::A;
+            !record.in_sync.contains(peer.config.node) && wanted && level && whole
         });
         if let Some(peer) = ready {
             peer.pending = true;

@@ -34,14 +34,19 @@ enum Found {
 }
 
 impl Machine {
-    pub(super) fn start_stream(&mut self, index: usize, common: Sequence) {
+    pub(super) fn start_stream(&mut self, index: usize, common: Sequence, needs_blocks: bool) {
         let record = self.meta.saved.record;
         let acks_received = self.peers[index].config.protocol == Protocol::B;
         let place = Place::Peer(index);
         let link = self.link_mut(place);
         link.become_state(LinkState::Starting);
         link.next = common.next();
-        self.send(place, Message::Start(Start { common, record, acks_received }), false);
+        let start = Start { common, record, acks_received };
+        if needs_blocks {
+            self.start_resync(index, start);
+        } else {
+            self.send(place, Message::Start(start), false);
+        }
     }
 
     pub(super) fn on_ack(&mut self, index: usize, ack: Ack) {
@@ -67,6 +72,7 @@ impl Machine {
         if link.state == LinkState::Starting {
             link.become_state(LinkState::Streaming);
             link.progress_at = now;
+            self.begin_tracking(index, ack.durable);
             // The record may have changed since the stream was announced, when only streaming peers were told.
             let record = self.meta.saved.record;
             self.send(Place::Peer(index), Message::Record(record), false);
@@ -96,13 +102,19 @@ impl Machine {
     /// Sends what each peer may be sent now.
     pub(super) fn pump_peers(&mut self, arena: &mut [u8]) {
         self.check_links();
+        self.pump_intake();
         for index in 0..self.peers.len() {
             match self.peers[index].link.as_ref().map(|link| link.state) {
                 Some(LinkState::Streaming) => {
                     while self.send_next(index, arena) {}
+                    self.pump_source(index, arena);
                     self.send_mark(index);
                 }
                 Some(LinkState::Cutting { .. }) => self.advance_cut(index),
+                Some(LinkState::Draining { .. }) => self.drain(index),
+                Some(LinkState::Jumping { saved }) if self.meta.is_saved(saved) => {
+                    self.begin_following(index)
+                }
                 Some(LinkState::Following) => self.send_ack_if_due(index),
                 _ => {}
             }
@@ -196,10 +208,18 @@ impl Machine {
                 let lap = at.plus(self.log.layout.bytes_to_end(at));
                 self.leave_chunk(index, lap)
             }
+            Found::Nothing | Found::Broken if next <= self.log.tail().position.sequence => {
+                self.close(
+                    Place::Peer(index),
+                    "overtaken: the journal no longer holds what it needs next",
+                    true,
+                );
+                false
+            }
             Found::Nothing | Found::Broken => {
                 let reason = format!(
-                    "the Primary's journal no longer holds entry {next}: the replica needs a resync, which the \
-                     journal cannot give"
+                    "the Primary's journal is damaged where it holds entry {next}; `holdfast invalidate` on the \
+                     Secondary has it brought level without that"
                 );
                 self.refuse(Place::Peer(index), reason);
                 false
@@ -223,9 +243,8 @@ impl Machine {
 
     fn read_chunk(&mut self, index: usize, from: Option<RingOffset>) {
         let Some(from) = from.filter(|from| *from >= self.log.tail().ring_offset) else {
-            let reason =
-                "the Primary's journal no longer reaches back to the replica's position: it needs a resync";
-            self.refuse(Place::Peer(index), reason);
+            // At its next hello it is brought level by blocks.
+            self.close(Place::Peer(index), "overtaken: the journal no longer holds what it needs next", true);
             return;
         };
         let to_head = self.log.head.ring_offset.0.saturating_sub(from.0);

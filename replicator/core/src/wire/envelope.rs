@@ -3,14 +3,14 @@
 use thiserror::Error;
 
 use crate::bytes::{Reader, Short, Writer};
-use crate::limits::{FRAME_BYTES_MAX, MESSAGE_BODY_BYTES_MAX};
+use crate::limits::{BLOCKS_BYTES_MAX, FRAME_BYTES_MAX, MESSAGE_BODY_BYTES_MAX};
 use crate::units::{Epoch, Incarnation, ReignId, Sequence, VolumeId};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"HFm1");
 /// Bytes of an envelope.
 pub const ENVELOPE_BYTES: usize = 96;
 /// Version of the wire format; see the history in `docs/formats.md`.
-pub const WIRE_VERSION: u16 = 1;
+pub const WIRE_VERSION: u16 = 2;
 
 /// What the body is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +36,18 @@ pub enum MessageKind {
     Refuse = 9,
     /// Are you there.
     Ping = 10,
+    /// Source to target: the stream begins, and blocks will come with it.
+    Resync = 11,
+    /// Source to target: what do these blocks hold.
+    Compare = 12,
+    /// Target to source: this.
+    Hashes = 13,
+    /// Source to target: blocks, an item of the stream.
+    Blocks = 14,
+    /// Target to source: which items are written, and durable.
+    Placed = 15,
+    /// Source to target: that was all.
+    Finish = 16,
 }
 
 impl MessageKind {
@@ -51,8 +63,30 @@ impl MessageKind {
             8 => Self::Record,
             9 => Self::Refuse,
             10 => Self::Ping,
+            11 => Self::Resync,
+            12 => Self::Compare,
+            13 => Self::Hashes,
+            14 => Self::Blocks,
+            15 => Self::Placed,
+            16 => Self::Finish,
             _ => return None,
         })
+    }
+
+    /// Whether the body goes into a buffer of the arena, in whole pages with a CRC of its own.
+    #[must_use]
+    pub fn is_bulk(self) -> bool {
+        matches!(self, Self::Frame | Self::Blocks)
+    }
+
+    /// Bytes the body may have.
+    #[must_use]
+    pub fn body_bytes_max(self) -> usize {
+        match self {
+            Self::Frame => FRAME_BYTES_MAX,
+            Self::Blocks => BLOCKS_BYTES_MAX,
+            _ => MESSAGE_BODY_BYTES_MAX,
+        }
     }
 }
 
@@ -65,7 +99,7 @@ pub struct Envelope {
     pub sync: bool,
     /// Bytes of the body that follows.
     pub body_bytes: u32,
-    /// CRC-32 of the body; 0 for a frame, which carries its own.
+    /// CRC-32 of the body; 0 for frames and blocks, which carry their own.
     pub body_crc: u32,
     /// The sender's cluster incarnation.
     pub incarnation: Incarnation,
@@ -147,8 +181,7 @@ impl Envelope {
         }
         let kind = MessageKind::from_byte(kind).ok_or(EnvelopeError::Kind(kind))?;
         let (body_bytes, body_crc) = (reader.u32()?, reader.u32()?);
-        let limit = if kind == MessageKind::Frame { FRAME_BYTES_MAX } else { MESSAGE_BODY_BYTES_MAX };
-        if body_bytes as usize > limit {
+        if body_bytes as usize > kind.body_bytes_max() {
             return Err(EnvelopeError::BodyLength(body_bytes));
         }
         reader.skip(4)?;

@@ -1,15 +1,18 @@
 //! The bodies of the messages between replicas, except frames. Each encodes into, and decodes from, the bytes
 //! behind an envelope; decoders are total. Drawn in `docs/formats.md`.
 
+use alloc::boxed::Box;
 use alloc::string::String;
 
 use thiserror::Error;
 
 use crate::bytes::{Reader, Short, Writer};
+use crate::dirty::WORD_BLOCKS;
 use crate::disk::superblock::{DiskState, LogPoint, Record, decode_history, encode_history};
 use crate::history::History;
 use crate::limits::MESSAGE_BODY_BYTES_MAX;
-use crate::units::{Epoch, NodeId, Sequence};
+use crate::tracker::{Base, CopyId};
+use crate::units::{Chain, Epoch, NodeId, Position, Sequence};
 use crate::wire::envelope::MessageKind;
 
 /// No cluster ever comes near these; arithmetic on what a peer says stays in bounds.
@@ -49,8 +52,28 @@ pub struct Hello {
     pub durable: Sequence,
     /// What it has applied.
     pub applied: Sequence,
+    /// What its blocks are complete for while its copy is not UpToDate; `None` if for nothing.
+    pub data_base: Option<Sequence>,
+    /// How often its data was discarded.
+    pub discards: u64,
     /// The reigns of its log.
     pub history: History,
+}
+
+impl Hello {
+    /// Which copy of the data it speaks for.
+    #[must_use]
+    pub fn copy(&self) -> CopyId {
+        CopyId { replica: self.replica, discards: self.discards }
+    }
+
+    /// Whether the replica was made and has never held anything: a volume of zeros.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        self.disk_state == DiskState::UpToDate
+            && self.head.position.sequence == Sequence(0)
+            && self.record.epoch == Epoch(0)
+    }
 }
 
 /// A would-be primary's question.
@@ -109,6 +132,30 @@ pub struct Start {
     pub acks_received: bool,
 }
 
+/// Where the stream to a replica begins that is brought level by blocks, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resync {
+    /// As without blocks.
+    pub start: Start,
+    /// Whether every block is compared, for want of a map.
+    pub is_full: bool,
+    /// Where the target's log begins anew; `None` if it goes on from the common entry.
+    pub jump: Option<Base>,
+    /// The reigns up to there.
+    pub history: History,
+}
+
+/// What some blocks of a word hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hashes {
+    /// The word of the dirty map.
+    pub word: u64,
+    /// Its blocks, a bit each.
+    pub bits: u64,
+    /// One XXH3-128 for each bit, in order.
+    pub hashes: [u128; WORD_BLOCKS as usize],
+}
+
 /// A message body other than a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(clippy::large_enum_variant, reason = "hellos are rare, and boxing one would hide its plain shape")]
@@ -131,6 +178,28 @@ pub enum Message {
     Refuse(String),
     /// No body.
     Ping,
+    /// See [`Resync`].
+    Resync(Resync),
+    /// Which blocks to hash.
+    Compare {
+        /// The word of the dirty map.
+        word: u64,
+        /// Its blocks, a bit each.
+        bits: u64,
+    },
+    /// See [`Hashes`].
+    Hashes(Box<Hashes>),
+    /// How far the items of blocks have come; cumulative.
+    Placed {
+        /// Items written in place.
+        written: u64,
+        /// Items durable there.
+        durable: u64,
+        /// The copy is UpToDate, durably.
+        is_done: bool,
+    },
+    /// No body.
+    Finish,
 }
 
 /// Why bytes are not the body they should be.
@@ -173,6 +242,11 @@ impl Message {
             Self::Record(_) => MessageKind::Record,
             Self::Refuse(_) => MessageKind::Refuse,
             Self::Ping => MessageKind::Ping,
+            Self::Resync(_) => MessageKind::Resync,
+            Self::Compare { .. } => MessageKind::Compare,
+            Self::Hashes(_) => MessageKind::Hashes,
+            Self::Placed { .. } => MessageKind::Placed,
+            Self::Finish => MessageKind::Finish,
         }
     }
 
@@ -181,11 +255,8 @@ impl Message {
         let mut writer = Writer::new(bytes);
         match self {
             Self::Hello(hello) => hello.encode(&mut writer),
-            Self::Start(start) => {
-                writer.u64(start.common.0);
-                start.record.encode(&mut writer);
-                writer.u8(u8::from(start.acks_received)).zeros(7);
-            }
+            Self::Start(start) => start.encode(&mut writer),
+            Self::Resync(resync) => resync.encode(&mut writer),
             Self::Ack(ack) => {
                 writer.u64(ack.received.0).u64(ack.journaled.0).u64(ack.durable.0).u64(ack.applied.0);
             }
@@ -198,7 +269,19 @@ impl Message {
                 let bytes = &reason.as_bytes()[..reason.floor_char_boundary(1024)];
                 writer.raw(bytes);
             }
-            Self::Mark | Self::Ping => {}
+            Self::Compare { word, bits } => {
+                writer.u64(*word).u64(*bits);
+            }
+            Self::Hashes(hashes) => {
+                writer.u64(hashes.word).u64(hashes.bits);
+                for hash in &hashes.hashes[..hashes.bits.count_ones() as usize] {
+                    writer.u128(*hash);
+                }
+            }
+            Self::Placed { written, durable, is_done } => {
+                writer.u64(*written).u64(*durable).u8(u8::from(*is_done)).zeros(7);
+            }
+            Self::Mark | Self::Ping | Self::Finish => {}
         }
         writer.written()
     }
@@ -211,13 +294,17 @@ impl Message {
         let mut reader = Reader::new(body);
         let message = match kind {
             MessageKind::Hello => Self::Hello(Hello::decode(&mut reader)?),
-            MessageKind::Start => {
-                let (common, record) = (Sequence(reader.u64()?), Record::decode(&mut reader)?);
-                let acks_received = reader.u8()? != 0;
+            MessageKind::Start => Self::Start(Start::decode(&mut reader)?),
+            MessageKind::Resync => Self::Resync(Resync::decode(&mut reader)?),
+            MessageKind::Compare => Self::Compare { word: reader.u64()?, bits: reader.u64()? },
+            MessageKind::Hashes => Self::Hashes(Box::new(Hashes::decode(&mut reader)?)),
+            MessageKind::Placed => {
+                let (written, durable, is_done) = (reader.u64()?, reader.u64()?, reader.u8()? != 0);
                 reader.skip(7)?;
-                Self::Start(Start { common, record, acks_received })
+                Self::Placed { written, durable, is_done }
             }
-            MessageKind::Frame => return Err(MessageError::Frame),
+            MessageKind::Finish => Self::Finish,
+            MessageKind::Frame | MessageKind::Blocks => return Err(MessageError::Frame),
             MessageKind::Mark => Self::Mark,
             MessageKind::Ack => Self::Ack(Ack {
                 received: Sequence(reader.u64()?),
@@ -251,7 +338,8 @@ impl Message {
             Self::Seal(seal) => seal.epoch,
             Self::Sealed(sealed) => sealed.promised.max(sealed.record.epoch).max(sealed.head.position.epoch),
             Self::Record(record) => record.epoch,
-            Self::Mark | Self::Ack(_) | Self::Refuse(_) | Self::Ping => Epoch(0),
+            Self::Resync(resync) => resync.highest().epoch.max(resync.start.record.epoch),
+            _ => Epoch(0),
         }
     }
 
@@ -259,9 +347,10 @@ impl Message {
         match self {
             Self::Hello(hello) => hello.head.position.sequence.max(hello.stable).max(hello.durable),
             Self::Start(start) => start.common,
+            Self::Resync(resync) => resync.highest().sequence.max(resync.start.common),
             Self::Sealed(sealed) => sealed.head.position.sequence.max(sealed.applied),
             Self::Ack(ack) => ack.received.max(ack.journaled).max(ack.durable).max(ack.applied),
-            Self::Mark | Self::Seal(_) | Self::Record(_) | Self::Refuse(_) | Self::Ping => Sequence(0),
+            _ => Sequence(0),
         }
     }
 }
@@ -269,7 +358,9 @@ impl Message {
 impl Hello {
     fn encode(&self, writer: &mut Writer<'_>) {
         writer.u8(self.node.0).u8(u8::from(self.primary)).u8(u8::from(self.proven));
-        writer.u8(u8::from(self.suspect)).u8(self.disk_state as u8).zeros(3);
+        writer.u8(u8::from(self.suspect)).u8(self.disk_state as u8);
+        writer.u8(u8::from(self.data_base.is_some())).zeros(2);
+        writer.u64(self.data_base.unwrap_or_default().0).u64(self.discards);
         writer.u128(self.replica).u64(self.volume_bytes).u32(self.block_bytes).u64(self.promised.0);
         self.record.encode(writer);
         self.head.encode(writer);
@@ -282,7 +373,10 @@ impl Hello {
         let (node, primary) = (NodeId(reader.u8()?), reader.u8()? != 0);
         let (proven, suspect) = (reader.u8()? != 0, reader.u8()? != 0);
         let disk_state = DiskState::decode(reader.u8()?).ok_or(MessageError::Bounds("disk state"))?;
-        reader.skip(3)?;
+        let has_data_base = reader.u8()? != 0;
+        reader.skip(2)?;
+        let data_base = Sequence(reader.u64()?);
+        let (data_base, discards) = (has_data_base.then_some(data_base), reader.u64()?);
         let (replica, volume_bytes, block_bytes) = (reader.u128()?, reader.u64()?, reader.u32()?);
         let promised = Epoch(reader.u64()?);
         let record = Record::decode(reader)?;
@@ -314,8 +408,70 @@ impl Hello {
             stable,
             durable,
             applied,
+            data_base,
+            discards,
             history,
         })
+    }
+}
+
+impl Start {
+    fn encode(&self, writer: &mut Writer<'_>) {
+        writer.u64(self.common.0);
+        self.record.encode(writer);
+        writer.u8(u8::from(self.acks_received)).zeros(7);
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, MessageError> {
+        let (common, record) = (Sequence(reader.u64()?), Record::decode(reader)?);
+        let acks_received = reader.u8()? != 0;
+        reader.skip(7)?;
+        Ok(Self { common, record, acks_received })
+    }
+}
+
+impl Resync {
+    fn encode(&self, writer: &mut Writer<'_>) {
+        self.start.encode(writer);
+        let Base { position, chain } = self.jump.unwrap_or_default();
+        writer.u8(u8::from(self.is_full)).u8(u8::from(self.jump.is_some())).zeros(2);
+        writer.u32(u32::try_from(self.history.reigns().len()).expect("bounded"));
+        writer.u64(position.epoch.0).u64(position.sequence.0).u128(chain.0);
+        encode_history(&self.history, writer);
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, MessageError> {
+        let start = Start::decode(reader)?;
+        let (is_full, jumps) = (reader.u8()? != 0, reader.u8()? != 0);
+        reader.skip(2)?;
+        let count = reader.u32()?;
+        let position = Position { epoch: Epoch(reader.u64()?), sequence: Sequence(reader.u64()?) };
+        let point = Base { position, chain: Chain(reader.u128()?) };
+        let jump = jumps.then_some(point);
+        let history = decode_history(reader, count)?.ok_or(MessageError::Bounds("history"))?;
+        let newest = history.newest().copied().unwrap_or_default();
+        if jump.is_some() && (newest.epoch > position.epoch || newest.first > position.sequence) {
+            return Err(MessageError::Bounds("history"));
+        }
+        if position.epoch > start.record.epoch {
+            return Err(MessageError::Bounds("position"));
+        }
+        Ok(Self { start, is_full, jump, history })
+    }
+
+    fn highest(&self) -> Position {
+        self.jump.unwrap_or_default().position
+    }
+}
+
+impl Hashes {
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, MessageError> {
+        let (word, bits) = (reader.u64()?, reader.u64()?);
+        let mut hashes = [0; WORD_BLOCKS as usize];
+        for hash in &mut hashes[..bits.count_ones() as usize] {
+            *hash = reader.u128()?;
+        }
+        Ok(Self { word, bits, hashes })
     }
 }
 

@@ -1,5 +1,6 @@
 //! What two replicas say to each other.
 
 pub mod auth;
+pub mod blocks;
 pub mod envelope;
 pub mod message;

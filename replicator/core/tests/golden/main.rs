@@ -4,16 +4,19 @@
 use std::path::Path;
 
 use replicator_core::chain;
-use replicator_core::disk::superblock::{Cut, DiskState, LogPoint, Record, Superblock};
+use replicator_core::dirty::DirtyMap;
+use replicator_core::disk::superblock::{Cut, DiskState, LogPoint, MapHead, Maps, Record, Superblock};
 use replicator_core::frame::{self, Entry, EntryKind, FrameHeader, LocalPart};
 use replicator_core::history::{History, Reign};
 use replicator_core::limits::MESSAGE_BODY_BYTES_MAX;
+use replicator_core::tracker::{Base, CopyId};
 use replicator_core::units::{
     Chain, Epoch, Incarnation, NodeId, NodeSet, Position, ReignId, RingOffset, Sequence, VolumeId,
 };
 use replicator_core::wire::auth::{Challenge, End, transcript};
+use replicator_core::wire::blocks::BlocksHeader;
 use replicator_core::wire::envelope::{Envelope, MessageKind};
-use replicator_core::wire::message::{Ack, Hello, Message, Seal, Sealed, Start};
+use replicator_core::wire::message::{Ack, Hashes, Hello, Message, Resync, Seal, Sealed, Start};
 
 const VOLUME: VolumeId = VolumeId(0x0f0e_0d0c_0b0a_0908_0706_0504_0302_0100);
 const REIGN: ReignId = ReignId(0x1f1e_1d1c_1b1a_1918_1716_1514_1312_1110);
@@ -61,6 +64,15 @@ fn history() -> History {
         history.push(Reign { epoch: Epoch(epoch), reign, first: Sequence(first), chain_before: CHAIN });
     }
     history
+}
+
+fn maps() -> Maps {
+    let base = Base { position: position(6, 0x0123_4567_7000), chain: CHAIN };
+    let stamp = Some(CopyId { replica: REPLICA, discards: 2 });
+    let held = Sequence(0x0123_4567_7100);
+    let head = MapHead { node: Some(NodeId(1)), everything: true, stamp, held, base, image_bytes: 8256 };
+    let other = MapHead { node: Some(NodeId(31)), everything: false, stamp: None, image_bytes: 0, ..head };
+    Maps { copy: 1, generation: 77, slots: [head, other, MapHead::default()] }
 }
 
 fn header(total_bytes: u32, chain_after: Chain) -> FrameHeader {
@@ -160,7 +172,9 @@ fn a_superblock() {
         applied_through: point(0x0102_0304_0000, 0x0123_4567_8980),
         stable: Sequence(0x0123_4567_8990),
         durable: Sequence(0x0123_4567_8995),
-        data_base: position(6, 0x0123_4567_8000),
+        data_base: Some(position(6, 0x0123_4567_8000)),
+        discards: 4,
+        maps: maps(),
         apply_limit: Sequence(0x0123_4567_8fff),
         export_generation: 12,
         repairs: 2,
@@ -168,6 +182,36 @@ fn a_superblock() {
     };
     let stored = golden("superblock", &superblock.encode());
     assert_eq!(Superblock::decode(&stored), Ok(superblock));
+}
+
+#[test]
+fn a_dirty_map() {
+    let map = || DirtyMap::new((5 << 20) + 512, 4096);
+    let mut dirty = map();
+    dirty.set_bytes(2 << 20, 2 << 20);
+    dirty.set_bytes(12_288, 4096);
+    dirty.set_bytes(5 << 20, 512);
+    let stored = golden("dirty-map", &dirty.encode(9));
+    let mut again = map();
+    again.decode(&stored, 9).unwrap();
+    assert_eq!(again.encode(9), stored);
+}
+
+#[test]
+fn an_item_of_blocks() {
+    let mut bytes: Vec<u8> = (0..16_384u32).map(|n| n.to_le_bytes()[0].wrapping_mul(11)).collect();
+    let header = BlocksHeader {
+        volume: VOLUME,
+        number: 12,
+        point: Sequence(0x0123_4567_89a0),
+        word: 3,
+        present: 0b1_0000_0010,
+        zeros: 0b1000,
+        payload_crc: 0,
+    };
+    let header = header.encode(&mut bytes[..12_288], 8192);
+    let stored = golden("blocks", &bytes[..12_288]);
+    assert_eq!(BlocksHeader::decode(&stored, 1 << 20), Ok(header));
 }
 
 #[test]
@@ -217,6 +261,8 @@ fn every_message() {
         stable: Sequence(0x0123_4567_8990),
         durable: Sequence(0x0123_4567_8995),
         applied: Sequence(0x0123_4567_8980),
+        data_base: Some(Sequence(0x0123_4567_8000)),
+        discards: 4,
         history: history(),
     };
     let sealed = Sealed {
@@ -233,6 +279,9 @@ fn every_message() {
     let ack =
         Ack { received: Sequence(4), journaled: Sequence(3), durable: Sequence(2), applied: Sequence(1) };
     let start = Start { common: Sequence(0x0123_4567_8999), record: record(), acks_received: true };
+    let jump = Base { position: position(7, 0x0123_4567_89ac), chain: CHAIN };
+    let mut hashes = Hashes { word: 0x0102_0304, bits: 0x8000_0000_0000_0001, hashes: [0; 64] };
+    hashes.hashes[..2].copy_from_slice(&[REPLICA, REIGN.0]);
     let messages = [
         ("hello", Message::Hello(hello)),
         ("start", Message::Start(start)),
@@ -243,6 +292,11 @@ fn every_message() {
         ("refuse", Message::Refuse("split brain: epoch 7 was opened twice – by two promotions".to_owned())),
         ("empty", Message::Mark),
         ("empty", Message::Ping),
+        ("resync", Message::Resync(Resync { start, is_full: true, jump: Some(jump), history: history() })),
+        ("compare", Message::Compare { word: 0x0102_0304, bits: 0x8000_0000_0000_0001 }),
+        ("hashes", Message::Hashes(Box::new(hashes))),
+        ("placed", Message::Placed { written: 9, durable: 7, is_done: true }),
+        ("empty", Message::Finish),
     ];
     for (name, message) in messages {
         let mut bytes = [0; MESSAGE_BODY_BYTES_MAX];

@@ -5,5 +5,6 @@
 
 mod chaos;
 mod more;
+mod resync;
 mod scenarios;
 mod world;

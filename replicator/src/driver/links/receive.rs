@@ -139,7 +139,7 @@ impl Links {
                 return Flow::Wait;
             }
         };
-        if envelope.kind == MessageKind::Frame {
+        if envelope.kind.is_bulk() {
             return self.begin_frame(cx, key, envelope);
         }
         let len = envelope.body_bytes as usize;

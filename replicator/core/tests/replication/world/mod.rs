@@ -15,9 +15,9 @@ use replicator_core::disk::superblock::{DiskState, LogPoint, Record, Superblock}
 use replicator_core::event::{AdminAction, Event, ZeroKind};
 use replicator_core::status::{Connection, Role, Status};
 use replicator_core::units::{
-    AdminId, Incarnation, Instant, LinkId, NodeId, NodeSet, Position, ReignId, RequestId, Span, VolumeId,
+    AdminId, Incarnation, Instant, LinkId, NodeId, NodeSet, ReignId, RequestId, Span, VolumeId,
 };
-use replicator_core::wire::envelope::{Envelope, MessageKind};
+use replicator_core::wire::envelope::Envelope;
 
 use checker::{Checker, SECTOR, stamp};
 use node::{Io, Node, Out};
@@ -136,7 +136,6 @@ fn fresh(setup: &Setup, node: usize) -> Superblock {
         record: Record { in_sync: members, ..Record::default() },
         tail: start,
         applied_through: start,
-        data_base: Position::default(),
         ..Superblock::default()
     }
 }
@@ -299,7 +298,7 @@ impl World {
         // Through the bytes, as on a real wire.
         let envelope = Envelope::decode(&envelope.encode()).expect("what is sent can be read");
         let node = &mut self.nodes[target];
-        if envelope.kind == MessageKind::Frame {
+        if envelope.kind.is_bulk() {
             match node.place(link, &envelope, &body) {
                 Some(buffer) => node.handle(now, Event::Frame { link, envelope, buffer }),
                 None => {
@@ -349,10 +348,7 @@ impl World {
         let found = self.wires.iter().position(|wire| wire.ends.contains(&(node, link)));
         let Some(index) = found else { return };
         let way = usize::from(self.wires[index].ends[1] == (node, link));
-        while self.wires[index].pipes[way]
-            .front()
-            .is_some_and(|(envelope, _)| envelope.kind != MessageKind::Frame)
-        {
+        while self.wires[index].pipes[way].front().is_some_and(|(envelope, _)| !envelope.kind.is_bulk()) {
             self.deliver(index, way);
         }
     }
@@ -502,7 +498,7 @@ impl World {
         }
         match self.random.below(100) {
             0..=59 => {
-                let most = if self.random.percent(5) { self.sectors } else { 9 };
+                let most = if self.random.percent(5) { self.sectors.min(2048) } else { 9 };
                 let (range, fua) = (self.range(most), self.random.percent(5));
                 self.write(node, range, fua);
             }
