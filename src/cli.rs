@@ -32,6 +32,8 @@ pub(crate) enum Command {
     Demote(DemoteArgs),
     /// Take a replica that is gone out of the in-sync set, so that I/O goes on without it
     Shrink(ShrinkArgs),
+    /// Give up the data of this node's copy, and have it written anew by the primary
+    Invalidate(InvalidateArgs),
     /// Read a replica at rest: superblock, journal, entries
     Inspect(InspectArgs),
     /// Check a configuration file, or print one to begin with
@@ -143,6 +145,21 @@ pub(crate) struct ShrinkArgs {
     pub(crate) remove: String,
     #[command(flatten)]
     pub(crate) target: TargetArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `invalidate`.
+#[derive(Debug, Args)]
+pub(crate) struct InvalidateArgs {
+    /// The volume
+    pub(crate) volume: String,
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+    /// Yes: what only this copy holds is lost
+    #[arg(long)]
+    pub(crate) discard_my_data: bool,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -319,6 +336,7 @@ mod tests {
             "holdfast promote r0 --config f --node b --force",
             "holdfast demote r0",
             "holdfast shrink r0 --remove b",
+            "holdfast invalidate r0 --control /s --discard-my-data --json",
             "holdfast inspect r0 --config f",
             "holdfast inspect --journal j --disk d --entries --json",
             "holdfast config check f",

@@ -31,6 +31,7 @@ fn main() -> ExitCode {
         Command::Promote(arguments) => role::promote(&arguments),
         Command::Demote(arguments) => role::demote(&arguments),
         Command::Shrink(arguments) => role::shrink(&arguments),
+        Command::Invalidate(arguments) => role::invalidate(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Config(command) => configuration::run(&command),
         Command::Sandbox(arguments) => sandbox::run(&arguments),

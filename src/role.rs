@@ -1,10 +1,10 @@
-//! `holdfast promote`, `demote` and `shrink`: an operator's word to a running node.
+//! `holdfast promote`, `demote`, `shrink` and `invalidate`: an operator's word to a running node.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use replicator::control::ClientError;
 use replicator::control::json::Done;
 
-use crate::cli::{DemoteArgs, PromoteArgs, ShrinkArgs};
+use crate::cli::{DemoteArgs, InvalidateArgs, PromoteArgs, ShrinkArgs};
 use crate::{output, target};
 
 /// Makes a node the volume's primary.
@@ -23,6 +23,19 @@ pub(crate) fn demote(arguments: &DemoteArgs) -> Result<()> {
 pub(crate) fn shrink(arguments: &ShrinkArgs) -> Result<()> {
     let client = target::client(&arguments.target)?;
     report(client.shrink(&arguments.volume, &arguments.remove), arguments.json)
+}
+
+/// Gives up the data of a node's copy.
+pub(crate) fn invalidate(arguments: &InvalidateArgs) -> Result<()> {
+    if !arguments.discard_my_data {
+        bail!(
+            "this gives up the data of {} on that node: it is overwritten by what the Primary has. If that is what you \
+             want, say --discard-my-data",
+            arguments.volume
+        );
+    }
+    let client = target::client(&arguments.target)?;
+    report(client.invalidate(&arguments.volume), arguments.json)
 }
 
 fn report(answer: Result<Done, ClientError>, json: bool) -> Result<()> {

@@ -2,7 +2,7 @@
 //! the report, so that it can be read top down and tested as a table.
 
 use super::facts::Facts;
-use super::json::{Advice, AdviceSeverity, PeerReport, ReplicaReport, VolumeReport};
+use super::json::{Advice, AdviceSeverity, PeerReport, ReplicaReport, ResyncReport, VolumeReport};
 
 /// What is wrong with a volume whose replica has answered; the worst first.
 pub(super) fn problems(facts: &Facts, report: &VolumeReport) -> Vec<Advice> {
@@ -42,9 +42,13 @@ fn disk(volume: &str, replica: &ReplicaReport, list: &mut Vec<Advice>) {
             "the disk or the journal reported an error; this copy is no longer used".into(),
             Some(format!("look for the device's error in the kernel log (dmesg); serve from another node: holdfast promote {volume} there")),
         )),
+        "Inconsistent" if replica.peers.iter().any(|peer| peer.connection == "SyncTarget") => list.push(note(
+            "this copy is being brought level; it cannot be served before that is done".into(),
+            None,
+        )),
         "Inconsistent" => list.push(failure(
             "this copy is a mix of old and new blocks and cannot be served".into(),
-            Some("it needs a full resync, which this version does not have: see docs/operating.md".into()),
+            Some("it is brought level by itself once a Primary is connected".into()),
         )),
         "Outdated" => list.push(warning(
             "this copy is behind: others hold acknowledged writes that it lacks".into(),
@@ -143,6 +147,10 @@ fn peer_problem(own: &str, replica: &ReplicaReport, peer: &PeerReport) -> Option
             let behind = replica.journaled.saturating_sub(peer.ack.journaled);
             Some(note(format!("{name} catches up, {behind} entries to go"), None))
         }
+        "SyncSource" => {
+            let progress = peer.resync.as_ref().map_or_else(String::new, describe);
+            Some(note(format!("{name} is brought level by blocks{progress}"), None))
+        }
         "Established" if replica.role == "Primary" && !peer.member && peer.protocol != "A" => {
             Some(note(format!("{name} is level and about to join the in-sync set"), None))
         }
@@ -151,7 +159,15 @@ fn peer_problem(own: &str, replica: &ReplicaReport, peer: &PeerReport) -> Option
 }
 
 fn is_connected(peer: &PeerReport) -> bool {
-    matches!(peer.connection.as_str(), "Connected" | "CatchUp" | "Established")
+    matches!(peer.connection.as_str(), "Connected" | "CatchUp" | "SyncSource" | "SyncTarget" | "Established")
+}
+
+fn describe(progress: &ResyncReport) -> String {
+    const MIB: u64 = 1 << 20;
+    let done = progress.bytes.saturating_sub(progress.left_bytes);
+    let percent = u128::from(done) * 100 / u128::from(progress.bytes.max(1));
+    let left = progress.left_seconds.map_or_else(String::new, |seconds| format!(", about {seconds} s left"));
+    format!(": {percent}% of {} MiB, {} MiB/s{left}", progress.bytes.div_ceil(MIB), progress.rate_bytes / MIB)
 }
 
 fn failure(text: String, cure: Option<String>) -> Advice {

@@ -13,7 +13,9 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tokio::net::UnixStream;
 
-use super::json::{Demote, Done, Failure, FailureReason, NodeStatus, Promote, Shrink, Version, VolumeReport};
+use super::json::{
+    Demote, Done, Failure, FailureReason, Invalidate, NodeStatus, Promote, Shrink, Version, VolumeReport,
+};
 
 /// Bytes of an answer.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
@@ -127,6 +129,15 @@ impl Client {
     /// If there is no answer, or it is a no.
     pub fn shrink(&self, volume: &str, node: &str) -> Result<Done, ClientError> {
         self.ask(Method::POST, &route(volume, "/shrink"), &Shrink { node: node.to_owned() })
+    }
+
+    /// Gives up the data of the node's copy, which is then written anew.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is a no.
+    pub fn invalidate(&self, volume: &str) -> Result<Done, ClientError> {
+        let body = Invalidate { discard_my_data: true };
+        self.ask(Method::POST, &route(volume, "/invalidate"), &body)
     }
 
     fn ask<T: DeserializeOwned>(

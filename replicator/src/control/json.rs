@@ -1,7 +1,8 @@
 //! The words of the control interface. Core types are mapped here, field by field, so that a change inside does
 //! not change what programs outside read. States are in DRBD's words.
 
-use replicator_core::status::{Counters, PeerStatus};
+use replicator_core::dirty::BLOCK_BYTES;
+use replicator_core::status::{Counters, PeerStatus, Progress};
 use replicator_core::wire::message::Ack;
 use serde::{Deserialize, Serialize};
 
@@ -162,7 +163,7 @@ pub struct PeerReport {
     pub address: Option<String>,
     /// `A`, `B` or `C`: how it is fed.
     pub protocol: String,
-    /// `Established`, `CatchUp`, `Connected`, `Connecting` or `StandAlone`.
+    /// `Established`, `SyncSource`, `SyncTarget`, `CatchUp`, `Connected`, `Connecting` or `StandAlone`.
     pub connection: String,
     /// Why it is StandAlone, if it is.
     pub reason: Option<String>,
@@ -174,6 +175,25 @@ pub struct PeerReport {
     pub member: bool,
     /// What it last acknowledged.
     pub ack: AckReport,
+    /// The resync of its copy from here, if one is under way.
+    pub resync: Option<ResyncReport>,
+    /// Bytes of the volume that its copy may lack, as far as the journal does not say it.
+    pub dirty_bytes: u64,
+}
+
+/// How far a resync has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResyncReport {
+    /// Bytes of the volume that were to be brought level when it began.
+    pub bytes: u64,
+    /// Those that are left.
+    pub left_bytes: u64,
+    /// Bytes a second so far.
+    pub rate_bytes: u64,
+    /// Bytes a second that it may take while clients write.
+    pub allowed_rate_bytes: u64,
+    /// Seconds until it ends if it goes on so; none while that cannot be said.
+    pub left_seconds: Option<u64>,
 }
 
 /// Sequences a peer has reached.
@@ -210,6 +230,8 @@ pub struct CountersReport {
     pub disk_writes: u64,
     /// Checkpoints taken.
     pub checkpoints: u64,
+    /// Bytes of blocks sent in resyncs.
+    pub resync_bytes: u64,
 }
 
 /// Body of `POST .../promote`.
@@ -232,6 +254,15 @@ pub struct Demote {}
 pub struct Shrink {
     /// Name of the node to take out of the in-sync set.
     pub node: String,
+}
+
+/// Body of `POST .../invalidate`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Invalidate {
+    /// Must be true: the data of this node's copy is given up.
+    #[serde(default)]
+    pub discard_my_data: bool,
 }
 
 /// Answer to a POST that was done.
@@ -334,6 +365,20 @@ impl PeerReport {
             disk_state: peer.disk_state.map(|state| state.to_string()),
             member: peer.member,
             ack: AckReport::from(peer.ack),
+            resync: peer.resync.map(ResyncReport::from),
+            dirty_bytes: peer.dirty_blocks * BLOCK_BYTES,
+        }
+    }
+}
+
+impl From<Progress> for ResyncReport {
+    fn from(progress: Progress) -> Self {
+        Self {
+            bytes: progress.blocks * BLOCK_BYTES,
+            left_bytes: progress.left_blocks * BLOCK_BYTES,
+            rate_bytes: progress.rate_blocks() * BLOCK_BYTES,
+            allowed_rate_bytes: progress.allowed_rate,
+            left_seconds: progress.left_ms().map(|ms| ms.div_ceil(1000)),
         }
     }
 }
@@ -361,6 +406,7 @@ impl From<Counters> for CountersReport {
             journal_syncs: counters.journal_syncs,
             disk_writes: counters.disk_writes,
             checkpoints: counters.checkpoints,
+            resync_bytes: counters.resync_bytes,
         }
     }
 }

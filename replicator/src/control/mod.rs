@@ -7,6 +7,7 @@
 //! POST /v1/volumes/{volume}/promote     {"force": false}
 //! POST /v1/volumes/{volume}/demote      {}
 //! POST /v1/volumes/{volume}/shrink      {"node": "b"}
+//! POST /v1/volumes/{volume}/invalidate  {"discard_my_data": true}
 //! ```
 //!
 //! An error is `{"error": {"code", "message", "hint"}}`. The server runs on a thread of its own and never in the

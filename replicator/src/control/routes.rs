@@ -20,7 +20,9 @@ use serde::de::DeserializeOwned;
 
 use super::Volume;
 use super::facts::Facts;
-use super::json::{Demote, Done, Failure, FailureReason, NodeStatus, Promote, Shrink, Version, VolumeReport};
+use super::json::{
+    Demote, Done, Failure, FailureReason, Invalidate, NodeStatus, Promote, Shrink, Version, VolumeReport,
+};
 use crate::error::VolumeError;
 
 /// Version of the interface, the number in its paths.
@@ -49,6 +51,7 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/volumes/{volume}/promote", post(promote))
         .route("/v1/volumes/{volume}/demote", post(demote))
         .route("/v1/volumes/{volume}/shrink", post(shrink))
+        .route("/v1/volumes/{volume}/invalidate", post(invalidate))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(from_fn(take_body))
@@ -153,6 +156,20 @@ async fn shrink(
         Refusal::new(StatusCode::BAD_REQUEST, "unknown-node", message, format!("its nodes are: {known}"))
     })?;
     act(&shared, &name, AdminAction::Shrink { node }).await
+}
+
+async fn invalidate(
+    State(shared): AppState,
+    VolumeName(name): VolumeName,
+    body: Bytes,
+) -> Result<Json<Done>, Refusal> {
+    let request: Invalidate = parse(&body)?;
+    if !request.discard_my_data {
+        let message = format!("this gives up the data of {name} on node {}", shared.facts.name());
+        let hint = "say so: \"discard_my_data\": true".to_owned();
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, "not-confirmed", message, hint));
+    }
+    act(&shared, &name, AdminAction::Invalidate).await
 }
 
 async fn no_route(method: Method, uri: Uri) -> Refusal {

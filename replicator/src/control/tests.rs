@@ -116,6 +116,8 @@ fn healthy() -> Status {
                 durable: Sequence(8),
                 applied: Sequence(6),
             },
+            resync: None,
+            dirty_blocks: 0,
         }],
         counters: Counters { writes: 9, ..Counters::default() },
     }

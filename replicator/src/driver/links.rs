@@ -8,7 +8,7 @@ use std::time::Duration;
 use replicator_core::event::{Errno, Event};
 use replicator_core::limits::{FRAME_HEADER_BYTES, MESSAGE_BODY_BYTES_MAX};
 use replicator_core::units::{Instant, LinkId, NodeId, PAGE_BYTES, Span, Token, VolumeId};
-use replicator_core::wire::envelope::{ENVELOPE_BYTES, Envelope, MessageKind};
+use replicator_core::wire::envelope::{ENVELOPE_BYTES, Envelope};
 use replicator_core::wire::message::{Ack, Message};
 use rustix::net::Shutdown;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};

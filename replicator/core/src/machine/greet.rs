@@ -158,7 +158,9 @@ impl Machine {
         link.ack = Ack::default();
         link.acked = Ack::default();
         (link.sync_asked, link.told, link.mark_due) = (Sequence(0), (Sequence(0), Sequence(0)), None);
-        (link.place, link.chain, link.resync, link.plan) = (None, None, None, None);
+        (link.place, link.chain, link.plan) = (None, None, None);
+        let held = link.resync.take().map(|source| source.held_buffers());
+        held.into_iter().flatten().for_each(|buffer| self.pool.give(buffer));
         if let Some(mut chunk) = link.chunk.take() {
             chunk.stale = true;
             if chunk.reading || chunk.holds > 0 {
@@ -168,6 +170,11 @@ impl Machine {
             }
         }
         self.drop_parked(link.id);
+    }
+
+    fn end_source(&mut self, place: Place) {
+        let held = self.link_mut(place).resync.take().map(|source| source.held_buffers());
+        held.into_iter().flatten().for_each(|buffer| self.pool.give(buffer));
     }
 
     fn drop_parked(&mut self, id: LinkId) {
@@ -188,6 +195,7 @@ impl Machine {
         }
         link.become_state(LinkState::Closing);
         let id = link.id;
+        self.end_source(place);
         self.drop_parked(id);
         if let Place::Peer(index) = place {
             self.lose(index);
@@ -338,6 +346,7 @@ impl Machine {
 
     pub(super) fn on_link_down(&mut self, id: LinkId, reason: &str) {
         let Some(place) = self.find_link(id) else { return };
+        self.end_source(place);
         self.drop_parked(id);
         let link = match place {
             Place::Spare(index) => self.spare_links.swap_remove(index),

@@ -67,8 +67,8 @@ struct Item {
     hashes: Option<Box<Hashes>>,
     /// Since when it waits for its range.
     since: Instant,
-    /// What overlaps it is not sequenced.
-    is_held: bool,
+    /// What overlaps it is not sequenced. Its memory is taken before that: what is held back may have all the rest.
+    held: Option<Buffer>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +81,14 @@ enum Stage {
     Reading,
     /// It was sent under this number.
     Sent(u64),
+}
+
+impl Source {
+    /// The memory of what is held, as it ends. One that is being read into is given back when that ends.
+    pub(super) fn held_buffers(&self) -> Vec<Buffer> {
+        let waiting = self.items.iter().filter(|item| item.stage == Stage::Waiting);
+        waiting.filter_map(|item| item.held).collect()
+    }
 }
 
 /// A read of the disk for a resync, here or at the other end.
@@ -209,6 +217,7 @@ impl Machine {
         loop {
             let peer = &mut self.peers[index];
             let source = peer.link.as_mut().and_then(|link| link.resync.as_deref_mut()).expect("looked at");
+            let plenty = plenty || source.items.is_empty();
             let full = source.items.len() >= ITEMS_WAITING_MAX
                 || peer.tracker.undurable_items() >= ITEMS_UNDURABLE_MAX;
             let map = peer.tracker.map();
@@ -234,7 +243,7 @@ impl Machine {
             let source = peer.link.as_mut().and_then(|link| link.resync.as_deref_mut()).expect("as above");
             source.cursor = word + 1;
             let stage = if source.compares { Stage::Asked } else { Stage::Waiting };
-            source.items.push(Item { word, bits, stage, hashes: None, since: now, is_held: false });
+            source.items.push(Item { word, bits, stage, hashes: None, since: now, held: None });
             if source.compares {
                 self.send(Place::Peer(index), Message::Compare { word, bits }, false);
             }
@@ -264,22 +273,34 @@ impl Machine {
         let item = source.items.iter().find(|item| item.word == word).expect("the caller has it");
         let bits = item.bits;
         let late = now >= item.since.plus_ms(HOLD_AFTER_MS);
-        if !is_level || self.pool.free_pages() < self.pool.pages() / 4 {
+        let held = item.held;
+        let start = word * WORD_BYTES;
+        let overlapped = self.has_unapplied(start, start + WORD_BYTES, arena);
+        if !is_level || (overlapped && (held.is_some() || !late)) {
             return;
         }
-        let start = word * WORD_BYTES;
-        if self.has_unapplied(start, start + WORD_BYTES, arena) {
+        let Some(buffer) = held.or_else(|| self.take_block_buffer()) else { return };
+        if overlapped {
             let source = self.source_mut(index).expect("as above");
             let item = source.items.iter_mut().find(|item| item.word == word).expect("as above");
-            item.is_held |= late;
+            item.held = Some(buffer);
             return;
         }
-        let Some(buffer) = self.pool.take(PAGE_BYTES + WORD_BYTES as usize) else { return };
         let read = BlockRead { link: id, session, word, bits, buffer, to_send: true };
         let source = self.source_mut(index).expect("as above");
         let item = source.items.iter_mut().find(|item| item.word == word).expect("as above");
         item.stage = Stage::Reading;
         self.begin_block_read(read, volume_bytes);
+    }
+
+    /// Memory for the blocks of a word: of what is plenty, or for one word at a time of what is left. So a resync goes
+    /// on however much clients write.
+    pub(super) fn take_block_buffer(&mut self) -> Option<Buffer> {
+        let plenty = self.pool.free_pages() > self.pool.pages() / 4;
+        let sources = self.peers.iter().filter_map(|peer| peer.link.as_ref()?.resync.as_ref());
+        let holds = sources.into_iter().any(|source| source.items.iter().any(|item| item.held.is_some()));
+        let alone = !holds && self.block_reads.iter().all(Option::is_none);
+        if plenty || alone { self.pool.take(PAGE_BYTES + WORD_BYTES as usize) } else { None }
     }
 
     /// Reads the blocks behind the first page of the buffer.
@@ -323,7 +344,7 @@ impl Machine {
     /// Whether some of these must not be sequenced yet: a resync waits for their range.
     pub(super) fn are_held(&self, entries: &[Gathered]) -> bool {
         let sources = self.peers.iter().filter_map(|peer| peer.link.as_ref()?.resync.as_ref());
-        let held = sources.flat_map(|source| source.items.iter().filter(|item| item.is_held));
+        let held = sources.flat_map(|source| source.items.iter().filter(|item| item.held.is_some()));
         held.into_iter().any(|item| {
             let (start, end) = (item.word * WORD_BYTES, (item.word + 1) * WORD_BYTES);
             entries.iter().any(|gathered| {
@@ -369,11 +390,14 @@ impl Machine {
         let item = source.items.iter_mut().find(|item| item.word == read.word).expect("it waits for this");
         if overlapped || !is_level {
             item.stage = Stage::Waiting;
-            return self.pool.give(read.buffer);
+            if item.held.is_none() {
+                self.pool.give(read.buffer);
+            }
+            return;
         }
         source.sent += 1;
         let number = source.sent;
-        (item.stage, item.is_held) = (Stage::Sent(number), false);
+        (item.stage, item.held) = (Stage::Sent(number), None);
         let hashes = item.hashes.take();
         let header = BlocksHeader {
             volume: self.config.volume,
@@ -496,7 +520,7 @@ impl Machine {
         let due = |peer: &super::peer::Peer| {
             let link = peer.link.as_ref().filter(|link| link.state == LinkState::Streaming)?;
             let source = link.resync.as_ref()?;
-            let held = source.items.iter().filter(|item| item.stage == Stage::Waiting && !item.is_held);
+            let held = source.items.iter().filter(|item| item.stage == Stage::Waiting && item.held.is_none());
             let holds = held.map(|item| item.since.plus_ms(HOLD_AFTER_MS)).min();
             let more = source.items.len() < ITEMS_WAITING_MAX && !peer.tracker.map().is_empty();
             let starts = more.then(|| self.pace.due());

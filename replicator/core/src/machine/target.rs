@@ -305,11 +305,10 @@ impl Machine {
     fn hash_asked(&mut self) {
         let volume_bytes = self.meta.saved.volume_bytes;
         while self.block_reads.iter().flatten().count() < HASHING_MAX {
-            let plenty = self.pool.free_pages() > self.pool.pages() / 4;
             let intake = self.intake.as_mut().expect("looked at");
             let id = intake.link;
-            let Some((word, bits)) = intake.asked.front().copied().filter(|_| plenty) else { return };
-            let Some(buffer) = self.pool.take(PAGE_BYTES + WORD_BYTES as usize) else { return };
+            let Some((word, bits)) = intake.asked.front().copied() else { return };
+            let Some(buffer) = self.take_block_buffer() else { return };
             self.intake.as_mut().expect("looked at").asked.pop_front();
             let place = self.find_link(id).expect("the intake ends with its link");
             let session = self.link_mut(place).session;

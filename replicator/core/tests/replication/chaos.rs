@@ -8,7 +8,7 @@ use replicator_core::units::NodeId;
 
 use crate::world::{Setup, World};
 
-fn seeds(default: std::ops::Range<u64>) -> std::ops::Range<u64> {
+pub fn seeds(default: std::ops::Range<u64>) -> std::ops::Range<u64> {
     let Ok(text) = std::env::var("CHAOS_SEEDS") else { return default };
     let (from, to) = text.split_once("..").expect("CHAOS_SEEDS=from..to");
     from.parse().expect("a number")..to.parse().expect("a number")
@@ -16,14 +16,14 @@ fn seeds(default: std::ops::Range<u64>) -> std::ops::Range<u64> {
 
 /// What a run may do to its nodes.
 #[derive(Clone, Copy)]
-struct Faults {
-    kill: u64,
-    power: u64,
-    cut: u64,
-    switch: u64,
+pub struct Faults {
+    pub kill: u64,
+    pub power: u64,
+    pub cut: u64,
+    pub switch: u64,
 }
 
-fn try_to_serve(world: &mut World, lossy: &mut bool) {
+pub fn try_to_serve(world: &mut World, lossy: &mut bool) {
     if world.serving().is_some() {
         return;
     }
@@ -35,6 +35,10 @@ fn try_to_serve(world: &mut World, lossy: &mut bool) {
     let records = (0..world.nodes.len()).map(|n| world.nodes[n].superblock().0.record);
     let newest = records.max_by_key(replicator_core::disk::superblock::Record::order).expect("nodes");
     let node = up[world.random.index(up.len())];
+    if world.nodes[node].superblock().0.record.epoch.0 == 0 && newest.epoch.0 > 0 {
+        // It was made anew, or its data was discarded: nobody promotes that over the others.
+        return;
+    }
     let member = newest.in_sync.contains(NodeId(u8::try_from(node).unwrap()));
     let mut result = world.promote(node, false);
     if matches!(result, Err(AdminError::NeedsForce(_))) && member && world.random.percent(70) {
@@ -46,7 +50,7 @@ fn try_to_serve(world: &mut World, lossy: &mut bool) {
     }
 }
 
-fn hurt(world: &mut World, faults: Faults, lossy: &mut bool) {
+pub fn hurt(world: &mut World, faults: Faults, lossy: &mut bool) {
     let node = world.random.index(world.nodes.len());
     let other = (node + 1) % world.nodes.len();
     let chance = world.random.below(1000);

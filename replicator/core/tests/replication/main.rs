@@ -6,5 +6,6 @@
 mod chaos;
 mod more;
 mod resync;
+mod resync_chaos;
 mod scenarios;
 mod world;
