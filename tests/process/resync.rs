@@ -78,6 +78,8 @@ fn a_wiped_disk_comes_back_with_create_force() {
 fn invalidate_wants_to_be_meant_and_brings_the_copy_back() {
     let sandbox = start();
     write_a_lot(&sandbox, 200);
+    // What is only in its journal goes with its data.
+    wait_for("b to have applied it", || sandbox.status(1).filter(|v| v["applied"] == v["journaled"]));
     let refused = invalidate(&sandbox, &[]);
     assert!(!refused.status.success());
     assert!(String::from_utf8_lossy(&refused.stderr).contains("--discard-my-data"), "{refused:?}");
