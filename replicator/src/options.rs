@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use replicator_core::config::Config;
 use replicator_core::units::NodeId;
@@ -82,6 +83,8 @@ pub struct VolumeOptions {
     pub nbd_connections_max: u32,
     /// Flags of the ring.
     pub ring: RingOptions,
+    /// How long the reactor looks for completions before it sleeps, at most.
+    pub busy_poll: Duration,
     /// Whether the process locks its memory and says `PR_SET_IO_FLUSHER`.
     pub lock_memory: bool,
 }

@@ -179,6 +179,7 @@ impl Cluster {
             nbd_tcp: replica.nbd_listen,
             nbd_connections_max: tuning.nbd_connections_max,
             ring: RingOptions { defer_taskrun: tuning.defer_taskrun },
+            busy_poll: tuning.busy_poll,
             lock_memory: tuning.lock_memory,
         })
     }

@@ -10,6 +10,7 @@
 //!
 //! Nothing here waits but the ring, and nothing is allocated per request once the slabs have grown.
 
+mod busy_poll;
 mod clients;
 mod context;
 mod control;
@@ -39,6 +40,7 @@ use crate::error::{RingError, StartError};
 use crate::options::VolumeOptions;
 use crate::ring::{Completion, FileId, Memory, Ring};
 use crate::{arena, clock};
+use busy_poll::BusyPoll;
 use clients::{Clients, DiskView};
 use context::Context;
 use control::Control;
@@ -105,6 +107,7 @@ pub(crate) struct Driver {
     doors_shut: Vec<Door>,
     options: VolumeOptions,
     completions: Vec<Completion<Op>>,
+    busy_poll: BusyPoll,
     housekeeping: Instant,
     /// When to end a turn again although nothing has happened since: what the machine concluded last time may let
     /// it conclude more.
@@ -167,6 +170,7 @@ impl Driver {
             control,
             doors_shut: doors.iter().map(|(door, _)| *door).collect(),
             doors,
+            busy_poll: BusyPoll::new(options.busy_poll),
             options,
             completions: Vec::with_capacity(1024),
             housekeeping: now,
@@ -421,6 +425,18 @@ impl Driver {
         if waiting {
             wait = wait.min(RETRY);
         }
-        self.cx.ring.enter(Some(wait))
+        self.wait(wait)
+    }
+
+    /// Waits for a completion: looks for one first, then sleeps.
+    fn wait(&mut self, wait: Duration) -> Result<(), RingError> {
+        let span = self.busy_poll.span().min(wait);
+        if !span.is_zero() && self.cx.ring.poll(span)? {
+            return Ok(());
+        }
+        let since = clock::now();
+        self.cx.ring.enter(Some(wait - span))?;
+        self.busy_poll.slept(clock::until(since, clock::now()));
+        Ok(())
     }
 }

@@ -4,9 +4,10 @@
 
 use super::commit::each_extent;
 use super::{Io, Machine, index_of};
+use crate::batch::Batch;
 use crate::command::Command;
 use crate::event::{Errno, IoResult};
-use crate::extents::{Content, Extents};
+use crate::extents::Content;
 use crate::frame;
 use crate::limits::FRAME_ENTRIES_MAX;
 use crate::pool::Pool;
@@ -20,7 +21,7 @@ const BATCH_BYTES_MAX: u64 = 8 << 20;
 /// Entries on their way to the disk.
 #[derive(Debug)]
 pub(super) struct Apply {
-    extents: Extents,
+    batch: Batch,
     /// Last frame of the batch under way.
     batch_end: Option<u64>,
     writes_left: u32,
@@ -34,9 +35,8 @@ pub(super) struct Apply {
 
 impl Apply {
     pub(super) fn new(reserve: Buffer) -> Self {
-        let capacity = 2 * (BATCH_FRAMES_MAX as usize * FRAME_ENTRIES_MAX) + 2;
         Self {
-            extents: Extents::new(capacity),
+            batch: Batch::new(BATCH_FRAMES_MAX as usize * FRAME_ENTRIES_MAX),
             batch_end: None,
             writes_left: 0,
             loading: None,
@@ -86,7 +86,7 @@ impl Machine {
         let first = self.log.first_unapplied();
         let mut bytes = 0;
         let mut end = None;
-        self.apply.extents.clear();
+        self.apply.batch.clear();
         for number in first..first + BATCH_FRAMES_MAX {
             let Some(frame) = self.log.frame(number).copied() else { break };
             if frame.last() > bound || number >= self.log.durable_number() || bytes > BATCH_BYTES_MAX {
@@ -102,8 +102,8 @@ impl Machine {
                 if self.is_being_read(buffer, frame.first, arena) {
                     break;
                 }
-                let extents = &mut self.apply.extents;
-                each_extent(buffer, frame.first, arena, |extent| extents.insert(extent));
+                let batch = &mut self.apply.batch;
+                each_extent(buffer, frame.first, arena, |extent| batch.add(extent));
             }
             bytes += u64::from(frame.total_bytes);
             end = Some(number);
@@ -126,12 +126,11 @@ impl Machine {
     }
 
     fn start_batch(&mut self, end: u64) {
-        let (volume_bytes, mut writes) = (self.meta.saved.volume_bytes, 0);
+        let (volume_bytes, token) = (self.meta.saved.volume_bytes, Io::Apply.token(0));
         let Self { apply, commands, .. } = self;
-        apply.extents.overlapping(0, u64::MAX, |extent| {
+        apply.batch.reduce();
+        for extent in apply.batch.extents() {
             assert!(extent.end() <= volume_bytes, "an entry's range was checked before it entered the log");
-            let token = Io::Apply.token(0);
-            writes += 1;
             commands.push_back(match extent.content {
                 Content::Bytes { at } => {
                     let len = usize::try_from(extent.len).expect("a payload");
@@ -141,7 +140,8 @@ impl Machine {
                     Command::ZeroDisk { token, offset: extent.start, length: extent.len, kind }
                 }
             });
-        });
+        }
+        let writes = u32::try_from(apply.batch.extents().len()).expect("bounded by the batch");
         self.counters.disk_writes += u64::from(writes);
         self.apply.batch_end = Some(end);
         self.apply.writes_left = writes;
@@ -163,9 +163,9 @@ impl Machine {
         let last = self.log.frame(end).expect("a frame stays until it is applied").last();
         let Self { apply, overlay, .. } = self;
         if !overlay.is_empty() {
-            apply.extents.overlapping(0, u64::MAX, |extent| {
+            for extent in apply.batch.extents() {
                 overlay.remove_through(extent.start, extent.end(), last);
-            });
+            }
         }
         let before = self.log.applied.ring_offset;
         let Self { log, pool, apply, .. } = self;

@@ -83,7 +83,7 @@ pub struct Machine {
     checkpoint: Checkpoint,
     reads: Reads,
     peers: Vec<Peer>,
-    /// What covers unapplied, committed data; kept while Primary and serving.
+    /// What covers unapplied, committed data, as far as reads have looked.
     overlay: Extents,
     overlay_through: Sequence,
     committed: Sequence,
@@ -263,7 +263,7 @@ impl Machine {
     fn pass(&mut self, arena: &mut [u8]) {
         self.learn_records();
         self.unpark(arena);
-        self.advance_commit(arena);
+        self.advance_commit();
         self.close_frames(arena);
         self.advance_role(arena);
         self.write_mark(arena);

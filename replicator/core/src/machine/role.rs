@@ -406,7 +406,6 @@ impl Machine {
         if ready {
             self.overlay.clear();
             self.overlay_through = applied;
-            self.cover_committed(arena);
             self.role = RoleState::Primary;
             if !self.meta.current.proven {
                 self.meta.current.proven = true;
