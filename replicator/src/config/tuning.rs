@@ -104,7 +104,7 @@ impl Tuning {
             self.defer_taskrun = choice.value;
         }
         if let Some(count) = section.integer("busy-poll-us", 0..=10_000, problems) {
-            self.busy_poll = Duration::from_micros(u64::try_from(count.value).expect("in range"));
+            self.busy_poll = Duration::from_micros(count.value);
         }
         if let Some(choice) = section.boolean("lock-memory", problems) {
             self.lock_memory = choice.value;

@@ -44,6 +44,7 @@ fn options(dir: &Path) -> VolumeOptions {
         nbd_tcp: None,
         nbd_connections_max: 4,
         ring: RingOptions::default(),
+        busy_poll: std::time::Duration::from_micros(100),
         lock_memory: false,
     }
 }
