@@ -88,6 +88,11 @@ pub(crate) fn grouped(number: u64) -> String {
     out
 }
 
+/// So many of something.
+pub(crate) fn counted(count: u64, one: &str, many: &str) -> String {
+    format!("{} {}", grouped(count), if count == 1 { one } else { many })
+}
+
 /// Emphasis on a terminal, nothing elsewhere.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Style {
@@ -134,6 +139,9 @@ mod tests {
         }
         for (number, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (1_234_567, "1,234,567")] {
             assert_eq!(grouped(number), text);
+        }
+        for (count, text) in [(0, "0 flushes"), (1, "1 flush"), (2000, "2,000 flushes")] {
+            assert_eq!(counted(count, "flush", "flushes"), text);
         }
     }
 }

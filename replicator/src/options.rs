@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use replicator_core::config::Config;
 use replicator_core::units::NodeId;
 
+use crate::names::NodeNames;
+
 /// Whether the disk and journal are opened with `O_DIRECT`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DirectIo {
@@ -84,4 +86,13 @@ pub struct VolumeOptions {
     pub ring: RingOptions,
     /// Whether the process locks its memory and says `PR_SET_IO_FLUSHER`.
     pub lock_memory: bool,
+}
+
+impl VolumeOptions {
+    /// The names of this node and its peers.
+    #[must_use]
+    pub fn names(&self) -> NodeNames {
+        let peers = self.peers.iter().map(|peer| (peer.node, peer.name.clone()));
+        std::iter::once((self.core.node, self.node_name.clone())).chain(peers).collect()
+    }
 }

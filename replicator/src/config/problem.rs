@@ -56,7 +56,7 @@ impl Problems {
         message: impl Into<String>,
         help: impl Into<Option<String>>,
     ) {
-        self.push(Severity::Error, span, message.into(), help.into());
+        self.push(Severity::Error, span, &message.into(), help.into());
     }
 
     pub(super) fn warning(
@@ -65,11 +65,11 @@ impl Problems {
         message: impl Into<String>,
         help: impl Into<Option<String>>,
     ) {
-        self.push(Severity::Warning, span, message.into(), help.into());
+        self.push(Severity::Warning, span, &message.into(), help.into());
     }
 
-    fn push(&mut self, severity: Severity, span: &Range<usize>, message: String, help: Option<String>) {
-        let message = shortened(&message);
+    fn push(&mut self, severity: Severity, span: &Range<usize>, message: &str, help: Option<String>) {
+        let message = shortened(message);
         self.list.push(Problem { severity, span: span.clone(), message, help });
     }
 
