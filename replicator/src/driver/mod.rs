@@ -20,6 +20,7 @@ mod links;
 pub(crate) mod listeners;
 pub(crate) mod log;
 pub(crate) mod outbox;
+mod refusals;
 pub(crate) mod slab;
 mod storage;
 
@@ -36,6 +37,7 @@ use replicator_core::wire::message::Message;
 
 use crate::device::{Device, io_error};
 use crate::error::{RingError, StartError};
+use crate::names::NodeNames;
 use crate::options::VolumeOptions;
 use crate::ring::{Completion, FileId, Memory, Ring};
 use crate::{arena, clock};
@@ -46,6 +48,7 @@ use handle::{Request, VolumeStatus};
 use links::{LINKS_MAX, Links};
 use listeners::{Door, Listeners, UnixName};
 use log::Log;
+use refusals::Refusals;
 use slab::Key;
 use storage::{Storage, Unit, Work};
 
@@ -104,6 +107,8 @@ pub(crate) struct Driver {
     /// Listeners to be armed again, after a failure.
     doors_shut: Vec<Door>,
     options: VolumeOptions,
+    names: NodeNames,
+    refusals: Refusals,
     completions: Vec<Completion<Op>>,
     housekeeping: Instant,
     /// When to end a turn again although nothing has happened since: what the machine concluded last time may let
@@ -167,6 +172,8 @@ impl Driver {
             control,
             doors_shut: doors.iter().map(|(door, _)| *door).collect(),
             doors,
+            names: options.names(),
+            refusals: Refusals::default(),
             options,
             completions: Vec::with_capacity(1024),
             housekeeping: now,
@@ -382,24 +389,30 @@ impl Driver {
         }
     }
 
-    fn report(&self, report: &Report) {
-        let log = &self.cx.log;
+    fn report(&mut self, report: &Report) {
+        let (log, names) = (&self.cx.log, &self.names);
         match report {
-            Report::Role(text) => log.line(format_args!("role: {text}")),
+            Report::Role(text) => log.line(format_args!("role: {}", names.in_text(text))),
             Report::Peer { node, text } => {
-                let peer = self.options.peers.iter().find(|peer| peer.node == *node);
-                let name = peer.map_or_else(|| node.to_string(), |peer| peer.name.clone());
-                log.line(format_args!("peer {name}: {text}"));
+                let peers = self.cx.machine.status().peers;
+                let is_standalone = peers.iter().any(|peer| peer.node == *node && peer.reason.is_some());
+                if self.refusals.is_news(*node, text, is_standalone) {
+                    log.line(format_args!("peer {}: {}", names.of(*node), names.in_text(text)));
+                }
             }
-            Report::Record(text) => log.line(format_args!("record: {text}")),
+            Report::Record(text) => log.line(format_args!("record: {}", names.in_text(text))),
             Report::Cut { common, was } => {
                 log.line(format_args!(
                     "an uncommitted tail was cut: the log ended at {was}, ends now at {common}"
                 ));
             }
-            Report::Frozen(text) => log.line(format_args!("I/O waits: {text}")),
+            Report::Frozen(text) => log.line(format_args!("I/O waits: {}", names.in_text(text))),
             Report::Thawed => log.line("I/O goes on"),
             Report::Device(text) => log.line(format_args!("device: {text}")),
+        }
+        if matches!(report, Report::Role(_) | Report::Record(_)) {
+            // What this replica says of itself has changed, and with it perhaps what a peer refuses.
+            self.links.retry_refused(self.cx.now);
         }
     }
 
