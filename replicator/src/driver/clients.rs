@@ -20,9 +20,9 @@ use crate::ring::FileId;
 mod allocation;
 mod requests;
 
-/// Connections that may be ending while others have taken their places: few, since each holds memory until the kernel
-/// lets go of it.
-const ENDING_MAX: usize = 4;
+/// Connections that may be ending while others have taken their places: not many, since each holds memory until the
+/// kernel lets go of it, which takes it a turn.
+pub(crate) const ENDING_MAX: u32 = 16;
 
 /// The backing disk, for questions about its holes.
 #[derive(Clone, Copy, Debug)]
@@ -136,7 +136,7 @@ impl Clients {
             self.close(cx, key, Some("it did not negotiate, and others want its place".to_owned()));
         }
         let ending = self.clients.iter().filter(|(_, client)| client.life == Life::Closed).count();
-        self.clients.len() - ending.min(ENDING_MAX) < self.connections_max
+        self.clients.len() - ending.min(ENDING_MAX as usize) < self.connections_max
     }
 
     /// A receive is done.

@@ -41,7 +41,7 @@ use crate::names::NodeNames;
 use crate::options::VolumeOptions;
 use crate::ring::{Completion, FileId, Memory, Ring};
 use crate::{arena, clock};
-use clients::{Clients, DiskView};
+use clients::{Clients, DiskView, ENDING_MAX};
 use context::Context;
 use control::Control;
 use handle::{Request, VolumeStatus};
@@ -130,7 +130,7 @@ impl Driver {
         let pinned = if options.lock_memory { arena::pin() } else { arena::Pinned::default() };
         pinned.warnings.iter().for_each(|warning| log.line(warning));
         let links_max = u32::try_from(LINKS_MAX).expect("small");
-        let files_max = options.nbd_connections_max.saturating_add(links_max + FILES_OTHER);
+        let files_max = options.nbd_connections_max.saturating_add(links_max + ENDING_MAX + FILES_OTHER);
         let mut ring = Ring::new(options.ring, arena, files_max)?;
         if !ring.arena_is_registered() {
             log.line(
