@@ -208,7 +208,7 @@ fn a_split_brain_is_said_once_by_name_and_with_the_right_advice() {
     let said = sandbox.status_text(0);
     assert_says(
         &said,
-        &["split brain", "neither a restart nor a promotion heals it", "b does not come back"],
+        &["split brain", "neither a restart nor a promotion heals it", "b is refused and does not come back"],
     );
     for wrong in ["it catches up by itself", "bring the other replica back"] {
         assert!(!said.contains(wrong), "{said}");

@@ -53,7 +53,7 @@ fn disk(volume: &str, replica: &ReplicaReport, list: &mut Vec<Advice>) {
             let cure = if refused.is_empty() {
                 "it catches up by itself once it is connected to a copy that has them".to_owned()
             } else {
-                format!("it catches up with a copy that has them; with {refused} it cannot, see below")
+                format!("it catches up with a copy that has them; with {refused} it cannot while that one is refused")
             };
             list.push(warning(
                 "this copy is behind: others hold acknowledged writes that it lacks".into(),
@@ -106,7 +106,7 @@ fn service(volume: &str, own: &str, replica: &ReplicaReport, list: &mut Vec<Advi
     match &replica.record.primary {
         Some(primary) if replica.peers.iter().any(|peer| peer.node == *primary && is_refused(peer)) => {
             let cure = format!(
-                "settle what stands between the two, see below. While {primary} may serve, holdfast promote \
+                "settle why the two do not connect. While {primary} may serve, holdfast promote \
                  {volume} --force here would split the history further"
             );
             list.push(failure(format!("this copy does not follow the primary, {primary}"), Some(cure)));
@@ -129,7 +129,7 @@ fn service(volume: &str, own: &str, replica: &ReplicaReport, list: &mut Vec<Advi
         _ if !refused.is_empty() => {
             let text = format!("this node does not serve, and it cannot ask {refused} who does");
             let cure = format!(
-                "ask there: holdfast status {volume}; promote one side only, and first settle what is said below"
+                "ask there: holdfast status {volume}; promote one side only, and first settle why {refused} is refused"
             );
             list.push(warning(text, Some(cure)));
         }
@@ -156,7 +156,7 @@ fn frozen_cure(volume: &str, missing: &[&PeerReport]) -> Option<String> {
         missing.iter().map(|peer| format!("holdfast shrink {volume} --remove {}", peer.node)).collect();
     let mut steps = Vec::new();
     if !refused.is_empty() {
-        steps.push(format!("settle what is said of {refused} below (starting it again does not help)"));
+        steps.push(format!("settle why {refused} is refused (starting it again does not help)"));
     }
     if !away.is_empty() {
         steps.push(format!("start {away} again"));
@@ -170,7 +170,7 @@ fn alone_cure(others: &[&PeerReport]) -> String {
     let (away, refused) = (names_of(others, is_away), names_of(others, is_refused));
     let coming = names_of(others, is_connected);
     if !refused.is_empty() {
-        steps.push(format!("{refused} does not come back by itself: see below"));
+        steps.push(format!("{refused} is refused and does not come back by itself"));
     }
     if !away.is_empty() {
         steps.push(format!("start {away} again, then it catches up by itself"));

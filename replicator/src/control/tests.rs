@@ -522,7 +522,7 @@ const ADVICE: [(Change, &str, &str); 19] = [
             status.record.in_sync = NodeSet::only(NodeId(0));
         },
         "serves alone",
-        "beta does not come back by itself: see below",
+        "beta is refused and does not come back by itself",
     ),
     (
         |status| {
@@ -530,7 +530,7 @@ const ADVICE: [(Change, &str, &str); 19] = [
             status.frozen = Some("n1 is gone".into());
         },
         "I/O waits",
-        "settle what is said of beta below (starting it again does not help), or go on without: holdfast shrink r0",
+        "settle why beta is refused (starting it again does not help), or go on without: holdfast shrink r0",
     ),
     (
         |status| refuse(status, "it needs a resync, which the journal cannot give"),
@@ -562,7 +562,7 @@ const ADVICE: [(Change, &str, &str); 19] = [
             status.disk_state = DiskState::Outdated;
         },
         "this copy is behind",
-        "with beta it cannot, see below",
+        "with beta it cannot while that one is refused",
     ),
     (
         |status| {
