@@ -90,7 +90,8 @@ fn connections_that_do_nothing_keep_nobody_out() {
     let mut late = wait_for("a client to get in", || Client::connect(&node.nbd_socket).ok());
     late.write_at(0, &[9; 4096]).unwrap();
     assert_eq!(sandbox.status(0).unwrap()["role"], "Primary");
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    // Sooner than any of them is closed for doing nothing.
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     let mut bytes = [0; 4096];
     client.read_at(0, &mut bytes).unwrap();
     assert_eq!(bytes, [9; 4096], "who had negotiated before keeps its place");

@@ -41,7 +41,10 @@ fn creating_over_a_replica_is_refused_without_force() {
     let create = |node| text(&run(&["create", "r0", "--config", config.to_str().unwrap(), "--node", node]));
     assert_says(&create("a"), &["in use"]);
     sandbox.kill(1);
-    assert_says(&create("b"), &["of node b", "--force"]);
+    let said = wait_for("the kernel to let go of the journal", || {
+        Some(create("b")).filter(|said| !said.contains("in use"))
+    });
+    assert_says(&said, &["of node b", "--force"]);
 }
 
 #[test]
