@@ -32,7 +32,7 @@ pub(crate) enum Command {
     Demote(DemoteArgs),
     /// Take a replica that is gone out of the in-sync set, so that I/O goes on without it
     Shrink(ShrinkArgs),
-    /// Read a replica at rest: superblock, journal, entries
+    /// Read a replica at rest: superblock, journal, entries. Exit code 3 if it is damaged
     Inspect(InspectArgs),
     /// Check a configuration file, or print one to begin with
     #[command(subcommand)]

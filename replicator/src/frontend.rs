@@ -20,7 +20,7 @@ const OUTBOX_BYTES: usize = 32 << 10;
 /// Requests of one connection under way at one time; more wait in the socket.
 pub(crate) const REQUESTS_MAX: u32 = 256;
 /// A connection that takes longer to negotiate is closed.
-pub(crate) const HANDSHAKE_MS: u64 = 10_000;
+pub(crate) const HANDSHAKE_MS: u64 = 3_000;
 /// A connection that holds memory for a payload and does not send it for so long is closed.
 pub(crate) const STALL_MS: u64 = 30_000;
 

@@ -9,6 +9,7 @@ use replicator_core::units::{Incarnation, NodeId, VolumeId};
 use thiserror::Error;
 
 use super::tuning::Tuning;
+use crate::names::NodeNames;
 use crate::options::{PeerAddress, RingOptions, Secret, VolumeOptions};
 
 /// Bytes applied after which a checkpoint is taken, where the ring is large enough.
@@ -142,11 +143,16 @@ impl Cluster {
         self.volumes.iter().filter(move |volume| volume.replicas.iter().any(|replica| replica.node == node))
     }
 
-    /// The name of a node, or its number if it is not in the file.
+    /// The name of the node `id`.
     #[must_use]
     pub fn node_name(&self, id: NodeId) -> String {
-        let found = self.nodes.iter().find(|node| node.id == id);
-        found.map_or_else(|| id.to_string(), |node| node.name.clone())
+        self.names().of(id)
+    }
+
+    /// The names of all nodes.
+    #[must_use]
+    pub fn names(&self) -> NodeNames {
+        self.nodes.iter().map(|node| (node.id, node.name.clone())).collect()
     }
 
     /// What the replica of `volume` on `node` is started with.

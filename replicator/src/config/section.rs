@@ -8,6 +8,9 @@ use toml::de::{DeTable, DeValue};
 use super::problem::Problems;
 use super::value::{parse_duration_ms, parse_size};
 
+/// Bytes of a word that may be a known one with a mistake in it.
+const WORD_BYTES_MAX: usize = 64;
+
 /// A value and where it stands in the file.
 #[derive(Clone, Debug)]
 pub(super) struct At<T> {
@@ -23,7 +26,7 @@ impl<T> At<T> {
 
 /// A table being read.
 pub(super) struct Section<'t> {
-    /// How the table is written: `[[node]]`.
+    /// What messages call it: `[[node]]` as it is written, or the file.
     name: &'static str,
     table: &'t DeTable<'t>,
     /// Where its header stands: what a missing key is reported at.
@@ -124,7 +127,7 @@ impl<'t> Section<'t> {
         problems: &mut Problems,
     ) -> Option<T> {
         if value.is_none() && !self.table.contains_key(key) {
-            problems.error(&self.span, format!("`{key}` is missing in this {}", self.name), help);
+            problems.error(&self.span, format!("`{key}` is missing in {}", self.name), help);
         }
         value
     }
@@ -208,6 +211,9 @@ fn wrong_type(value: &DeValue<'_>, expected: &str) -> (String, Option<String>) {
 
 /// The word that was probably meant.
 fn nearest<'w>(text: &str, words: &[&'w str]) -> Option<&'w str> {
+    if text.len() > WORD_BYTES_MAX {
+        return None;
+    }
     let lower = text.to_lowercase().replace('_', "-");
     let distance = |word: &&&str| strsim::damerau_levenshtein(&lower, &word.to_lowercase());
     let best = words.iter().min_by_key(distance)?;

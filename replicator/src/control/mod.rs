@@ -12,6 +12,7 @@
 //! An error is `{"error": {"code", "message", "hint"}}`. The server runs on a thread of its own and never in the
 //! data path: it asks a volume through its [`Volume`] and waits.
 
+mod activity;
 mod advice;
 mod client;
 mod facts;
