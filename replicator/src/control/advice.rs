@@ -62,6 +62,12 @@ fn disk(volume: &str, replica: &ReplicaReport, list: &mut Vec<Advice>) {
         }
         _ => {}
     }
+    if replica.disk_full {
+        let text = "the backing disk has no space left: what is acknowledged waits in the journal".to_owned();
+        let cure =
+            "free space where it lies (df); it goes on by itself. When the journal is full, too, writes wait";
+        list.push(failure(text, Some(cure.into())));
+    }
     if replica.suspect {
         list.push(failure("a failed flush makes this copy doubtful; it must be verified".into(), None));
     }

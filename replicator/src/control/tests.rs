@@ -87,6 +87,7 @@ fn healthy() -> Status {
         frozen: None,
         disk_state: DiskState::UpToDate,
         suspect: false,
+        disk_full: false,
         proven: true,
         volume_bytes: 1 << 30,
         block_bytes: 512,

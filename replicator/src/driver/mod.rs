@@ -412,7 +412,13 @@ impl Driver {
             }
             Report::Frozen(text) => log.line(format_args!("I/O waits: {}", names.in_text(text))),
             Report::Thawed => log.line("I/O goes on"),
-            Report::Device(text) => log.line(format_args!("device: {text}")),
+            Report::DeviceFailed { what, errno } => {
+                log.line(format_args!("{what} failed: {}: the copy here is Failed", io_error(*errno)));
+            }
+            Report::DiskFull => {
+                log.line("the backing disk has no space left: what is to be applied waits in the journal");
+            }
+            Report::DiskHasSpace => log.line("the backing disk has space again"),
         }
         if matches!(report, Report::Role(_) | Report::Record(_)) {
             // What this replica says of itself has changed, and with it perhaps what a peer refuses.

@@ -1,22 +1,24 @@
 //! Apply: entries reach the backing disk, in whole frames, only up to a stable mark that is itself durable here.
 //! A batch of frames is reduced to the bytes that are still wanted, which are disjoint and so need no order;
-//! the next batch begins when the last one is done.
+//! the next batch begins when the last one is done. A disk without space is tried again until it has some.
 
 use super::commit::each_extent;
 use super::{Io, Machine, index_of};
 use crate::batch::Batch;
-use crate::command::Command;
+use crate::command::{Command, Report};
 use crate::event::{Errno, IoResult};
 use crate::extents::Content;
 use crate::frame;
 use crate::limits::FRAME_ENTRIES_MAX;
 use crate::pool::Pool;
-use crate::units::{Buffer, Sequence, Span, Token};
+use crate::units::{Buffer, Instant, Sequence, Span, Token};
 
 /// Frames one batch may have.
 const BATCH_FRAMES_MAX: u64 = 64;
 /// Bytes one batch may have.
 const BATCH_BYTES_MAX: u64 = 8 << 20;
+/// How long apply waits before it asks a disk that had no space again.
+const SPACE_RETRY_MS: u64 = 200;
 
 /// Entries on their way to the disk.
 #[derive(Debug)]
@@ -25,6 +27,10 @@ pub(super) struct Apply {
     /// Last frame of the batch under way.
     batch_end: Option<u64>,
     writes_left: u32,
+    /// A write of the batch under way found no space.
+    is_short: bool,
+    /// Since the disk had no space nothing was applied; when to try again.
+    retry_at: Option<Instant>,
     /// A frame that recovery found is being read back into memory.
     loading: Option<(u64, Buffer)>,
     /// Memory for such a frame that nothing else may take: what comes in later cannot be applied, and so not freed,
@@ -39,6 +45,8 @@ impl Apply {
             batch: Batch::new(BATCH_FRAMES_MAX as usize * FRAME_ENTRIES_MAX),
             batch_end: None,
             writes_left: 0,
+            is_short: false,
+            retry_at: None,
             loading: None,
             reserve,
             reserve_is_free: true,
@@ -47,6 +55,16 @@ impl Apply {
 
     pub(super) fn is_idle(&self) -> bool {
         self.batch_end.is_none() && self.loading.is_none()
+    }
+
+    /// Whether what is to be applied waits for space on the disk.
+    pub(super) fn waits_for_space(&self) -> bool {
+        self.retry_at.is_some()
+    }
+
+    /// When to try a disk again that had no space.
+    pub(super) fn retry_due(&self) -> Option<Instant> {
+        self.retry_at.filter(|_| self.batch_end.is_none())
     }
 
     pub(super) fn is_loading(&self) -> bool {
@@ -79,8 +97,13 @@ impl Machine {
     }
 
     pub(super) fn pump_apply(&mut self, arena: &mut [u8]) {
-        if !self.apply.is_idle() || self.is_failed() {
+        if !self.apply.is_idle() || self.is_failed() || self.apply.retry_at.is_some_and(|due| due > self.now)
+        {
             return;
+        }
+        if self.apply.waits_for_space() {
+            // Should nothing be applied now for another reason, it is not asked for in a busy loop.
+            self.apply.retry_at = Some(self.now.plus_ms(SPACE_RETRY_MS));
         }
         let bound = self.apply_bound();
         let first = self.log.first_unapplied();
@@ -152,14 +175,32 @@ impl Machine {
 
     pub(super) fn on_disk_written(&mut self, result: IoResult) {
         self.apply.writes_left -= 1;
-        let sound = self.device_ok("writing the disk", result);
-        if sound && self.apply.writes_left == 0 && !self.is_failed() {
+        match result {
+            // Nothing is wrong with the copy. What was acknowledged is in the journal and can wait there.
+            Err(errno) if errno.is_no_space() => self.apply.is_short = true,
+            result => {
+                self.device_ok("writing the disk", result);
+            }
+        }
+        if self.apply.writes_left > 0 || self.is_failed() {
+            return;
+        }
+        if core::mem::take(&mut self.apply.is_short) {
+            self.apply.batch_end = None;
+            if !self.apply.waits_for_space() {
+                self.report(Report::DiskFull);
+            }
+            self.apply.retry_at = Some(self.now.plus_ms(SPACE_RETRY_MS));
+        } else {
             self.finish_batch();
         }
     }
 
     fn finish_batch(&mut self) {
         let end = self.apply.batch_end.take().expect("a batch was under way");
+        if self.apply.retry_at.take().is_some() {
+            self.report(Report::DiskHasSpace);
+        }
         let last = self.log.frame(end).expect("a frame stays until it is applied").last();
         let Self { apply, overlay, .. } = self;
         if !overlay.is_empty() {

@@ -279,7 +279,7 @@ impl Machine {
     #[must_use]
     pub fn next_timeout(&self) -> Option<Instant> {
         let peers = self.peers.iter().filter_map(|peer| peer.next_timeout(&self.config));
-        let own = [self.persist.due(), self.role.deadline(), self.shrink_due()];
+        let own = [self.persist.due(), self.role.deadline(), self.shrink_due(), self.apply.retry_due()];
         peers.chain(own.into_iter().flatten()).min()
     }
 
@@ -342,12 +342,11 @@ impl Machine {
 
     /// The copy can no longer be trusted to take or give data: it leaves service at once, and remembers it as
     /// far as its disks still can.
-    fn fail_device(&mut self, what: &str, errno: Errno) {
+    fn fail_device(&mut self, what: &'static str, errno: Errno) {
         if self.meta.current.disk_state == DiskState::Failed {
             return;
         }
-        let text = alloc::format!("{what} failed (error {}): the copy here is Failed", errno.0);
-        self.report(Report::Device(text));
+        self.report(Report::DeviceFailed { what, errno });
         self.meta.current.disk_state = DiskState::Failed;
         self.meta.current.suspect = true;
         self.meta.change();
@@ -359,7 +358,7 @@ impl Machine {
         self.meta.current.disk_state == DiskState::Failed
     }
 
-    fn device_ok(&mut self, what: &str, result: IoResult) -> bool {
+    fn device_ok(&mut self, what: &'static str, result: IoResult) -> bool {
         if let Err(errno) = result {
             self.fail_device(what, errno);
         }

@@ -545,7 +545,7 @@ impl Machine {
         let still = !self.log.has_unwritten() && !self.log.has_undurable() && self.apply.is_idle();
         let applied = self.log.applied.position.sequence >= self.stable.min(self.log.last());
         let at_rest = still && applied && self.is_checkpointed() && self.meta.is_idle();
-        if at_rest || late || self.is_failed() {
+        if at_rest || late || self.is_failed() || self.apply.waits_for_space() {
             self.meta.current.clean = at_rest;
             let saved = Some(self.meta.change());
             self.role = RoleState::Stopping { id, saved, deadline };
