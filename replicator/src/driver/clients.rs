@@ -188,7 +188,12 @@ impl Clients {
         }
         let releases = client.outbox.sent(&mut cx.ring, Op::ClientSend(key), client.file, count);
         for buffer in releases {
+            client.read_bytes -= buffer.len_bytes();
             cx.give_buffer(buffer);
+        }
+        if client.is_full {
+            client.is_full = false;
+            self.ready.push(key);
         }
         // Any progress counts; a client that takes nothing holds memory which others need.
         client.send_deadline = client.outbox.is_sending().then(|| cx.now.plus_ms(STALL_MS));
@@ -329,7 +334,7 @@ impl Clients {
 
     fn step_header(&mut self, cx: &mut Context, key: Key) -> Flow {
         let client = self.clients.get_mut(key).expect("the caller has it");
-        if client.operations >= crate::frontend::REQUESTS_MAX {
+        if client.is_laden() {
             client.is_full = true;
             return Flow::Wait;
         }
