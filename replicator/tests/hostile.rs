@@ -177,7 +177,8 @@ fn clients_that_take_no_answers_leave_others_their_memory() {
         status.core.arena_used_bytes > 4 * (4 << 20)
     });
     let mut client = lone.client();
-    client.stream().set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    client.stream().set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    client.stream().set_write_timeout(Some(Duration::from_secs(10))).unwrap();
     let data = pattern(5, 1 << 20);
     client.write(0, &data);
     assert_eq!(client.read(0, 1 << 20), data, "long before the silent ones are dropped");
