@@ -1,7 +1,7 @@
 //! Directed scenarios: each a sentence about replication that must hold, played by real machines on simulated disks
 //! and links.
 
-use crate::world::{Setup, World};
+use holdfast_simulator::world::{Setup, World};
 use replicator_core::command::AdminError;
 use replicator_core::config::{OnPeerLoss, Protocol};
 use replicator_core::event::{AdminAction, ZeroKind};

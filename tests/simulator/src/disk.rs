@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::random::Random;
+use crate::random::Random;
 
 const PAGE: usize = 4096;
 const SECTOR: usize = 512;

@@ -1,6 +1,6 @@
 //! The history of each sector, apart from the code under test: which writes may still be read, and which may not.
 
-use super::random::Random;
+use crate::random::Random;
 
 /// Bytes of a sector.
 pub const SECTOR: usize = 512;

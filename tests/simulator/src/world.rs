@@ -1,11 +1,6 @@
 //! A world of simulated nodes: real machines, simulated disks, links and clocks, all moved by one seed. No thread,
 //! no real time.
 
-pub mod checker;
-pub mod disk;
-pub mod node;
-pub mod random;
-
 use std::collections::VecDeque;
 
 use replicator_core::chain;
@@ -19,9 +14,9 @@ use replicator_core::units::{
 };
 use replicator_core::wire::envelope::{Envelope, MessageKind};
 
-use checker::{Checker, SECTOR, stamp};
-use node::{Io, Node, Out};
-use random::Random;
+use crate::checker::{Checker, SECTOR, stamp};
+use crate::node::{Io, Node, Out};
+use crate::random::Random;
 
 /// What travels one way on a link.
 type Pipe = VecDeque<(Envelope, Vec<u8>)>;

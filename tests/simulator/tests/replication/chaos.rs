@@ -6,7 +6,7 @@ use replicator_core::config::Protocol;
 use replicator_core::event::AdminAction;
 use replicator_core::units::NodeId;
 
-use crate::world::{Setup, World};
+use holdfast_simulator::world::{Setup, World};
 
 fn seeds(default: std::ops::Range<u64>) -> std::ops::Range<u64> {
     let Ok(text) = std::env::var("CHAOS_SEEDS") else { return default };

@@ -12,8 +12,8 @@ use replicator_core::units::{Epoch, Incarnation, LinkId, NodeId, ReignId, Volume
 use replicator_core::wire::envelope::{Envelope, MessageKind};
 use replicator_core::wire::message::Message;
 
-use crate::world::node::{Io, Node, Out};
-use crate::world::{Setup, World};
+use holdfast_simulator::node::{Io, Node, Out};
+use holdfast_simulator::world::{Setup, World};
 
 const CONTINUE: OnPeerLoss = OnPeerLoss::Continue;
 

@@ -13,8 +13,8 @@ use replicator_core::recovery::{JournalReader, RecoverError, recover};
 use replicator_core::units::{AdminId, Buffer, Instant, LinkId, RequestId, Span, Token};
 use replicator_core::wire::envelope::Envelope;
 
-use super::disk::SimDisk;
-use super::random::Random;
+use crate::disk::SimDisk;
+use crate::random::Random;
 
 /// An I/O under way.
 pub enum Io {
