@@ -1,12 +1,15 @@
-//! The history of each sector, apart from the code under test: which writes may still be read, and which may not.
+//! What clients of one reign see: the history of each sector, which writes may still be read, and which may not. It
+//! knows requests and answers only, and shares no code with what it checks.
+//!
+//! A sector is a register (linearizable, whatever its neighbours do). A read must return a write that had begun
+//! before the read ended, and that no other write had surely replaced before the read began. Once a read has chosen
+//! between two, the choice stands.
 
+use std::ops::Range;
+
+use crate::disk::SECTOR;
 use crate::random::Random;
-
-/// Bytes of a sector.
-pub const SECTOR: usize = 512;
-
-/// No read takes longer than this, in nanoseconds.
-const FORGET: u64 = 600_000_000_000;
+use crate::rule::broken;
 
 /// When something ended that never did.
 const NEVER: u64 = u64::MAX;
@@ -14,27 +17,17 @@ const NEVER: u64 = u64::MAX;
 #[derive(Clone, Copy, Debug)]
 struct Write {
     id: u64,
+    zero: bool,
     began: u64,
-    /// When it was answered, or when its session was over.
+    /// When it was answered.
     ended: u64,
     /// From when on no read that begins may return it.
     gone: u64,
 }
 
-#[derive(Clone, Debug)]
-struct SectorHistory {
-    /// What a read may return.
-    live: Vec<Write>,
-    /// What a read may return after a loss of all volatile state.
-    safe: Vec<Write>,
-}
-
-/// Per-sector histories of one volume.
+/// Per-sector histories of one reign.
 pub struct Checker {
-    sectors: Vec<SectorHistory>,
-    next_id: u64,
-    /// Answered writes that no answered flush covers yet: (sectors, id, began, ended).
-    unflushed: Vec<(std::ops::Range<usize>, Write)>,
+    sectors: Vec<Vec<Write>>,
 }
 
 /// The bytes that write `id` puts into `sector`.
@@ -51,105 +44,68 @@ pub fn stamp(id: u64, sector: usize) -> [u8; SECTOR] {
     bytes
 }
 
+/// Which write these bytes of `sector` are of, 0 for zeros; `None` for a sector that is torn, or of another place.
+pub fn sector_id(bytes: &[u8], sector: usize) -> Option<u64> {
+    let id = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+    (bytes == stamp(id, sector)).then_some(id)
+}
+
 impl Checker {
-    /// A volume of zeros.
-    pub fn new(sectors: usize) -> Self {
-        let zero = Write { id: 0, began: 0, ended: 0, gone: NEVER };
-        let history = SectorHistory { live: vec![zero], safe: vec![zero] };
-        Self { sectors: vec![history; sectors], next_id: 1, unflushed: Vec::new() }
+    /// A reign that begins with these writes in its sectors.
+    pub fn new(image: &[u64]) -> Self {
+        let first = |id: &u64| vec![Write { id: *id, zero: *id == 0, began: 0, ended: 0, gone: NEVER }];
+        Self { sectors: image.iter().map(first).collect() }
     }
 
-    /// A write (or a zeroing, if `zero`) of `range` begins; returns its id.
-    pub fn begin(&mut self, range: std::ops::Range<usize>, now: u64) -> u64 {
-        let id = self.next_id;
-        self.next_id += 1;
-        for sector in range {
-            let write = Write { id, began: now, ended: NEVER, gone: NEVER };
-            self.sectors[sector].live.push(write);
-            self.sectors[sector].safe.push(write);
+    /// Write `id` of `range` begins.
+    pub fn begin(&mut self, range: Range<usize>, id: u64, zero: bool, now: u64) {
+        for history in &mut self.sectors[range] {
+            history.push(Write { id, zero, began: now, ended: NEVER, gone: NEVER });
         }
-        id
     }
 
-    /// The write was answered: what ended before it began is gone.
-    pub fn acknowledge(&mut self, range: std::ops::Range<usize>, id: u64, now: u64) {
-        let mut began = 0;
-        for sector in range.clone() {
+    /// The write was answered: what ended before it began is gone, for reads that begin from now on. No read that is
+    /// still open began before `horizon`.
+    pub fn acknowledge(&mut self, range: Range<usize>, id: u64, now: u64, horizon: u64) {
+        for sector in range {
             let history = &mut self.sectors[sector];
-            let Some(write) = history.live.iter_mut().find(|write| write.id == id) else {
-                panic!(
-                    "write {id} was answered, but a read had shown that it will never be seen in sector {sector}"
+            let Some(write) = history.iter_mut().find(|write| write.id == id) else {
+                broken(
+                    "answered-then-gone",
+                    format!(
+                        "write {id} is answered; reads had shown that sector {sector} will never have it"
+                    ),
                 );
             };
             write.ended = now;
-            began = write.began;
-            for other in history.live.iter_mut().filter(|other| other.ended <= began && other.id != id) {
+            let began = write.began;
+            for other in history.iter_mut().filter(|other| other.ended <= began && other.id != id) {
                 other.gone = other.gone.min(now);
             }
-            history.safe.iter_mut().filter(|write| write.id == id).for_each(|write| write.ended = now);
-        }
-        self.unflushed.push((range, Write { id, began, ended: now, gone: NEVER }));
-    }
-
-    /// A flush that began at `began` was answered: writes answered before it survive anything.
-    pub fn flushed(&mut self, began: u64) {
-        let (covered, rest) =
-            std::mem::take(&mut self.unflushed).into_iter().partition(|(_, w)| w.ended < began);
-        self.unflushed = rest;
-        let covered: Vec<(std::ops::Range<usize>, Write)> = covered;
-        for (range, write) in covered {
-            for sector in range {
-                self.sectors[sector].safe.retain(|other| other.ended > write.began || other.id == write.id);
-            }
+            history.retain(|write| write.gone > horizon);
         }
     }
 
-    /// Sessions of clients are over: what was not answered has taken effect by now, or never will.
-    pub fn sessions_over(&mut self, now: u64) {
-        for history in &mut self.sectors {
-            for write in history.live.iter_mut().chain(&mut history.safe) {
-                write.ended = write.ended.min(now);
-            }
-        }
-    }
-
-    /// All volatile state may be lost: what was not flushed may go either way.
-    pub fn volatile_lost(&mut self, now: u64) {
-        self.unflushed.clear();
-        for history in &mut self.sectors {
-            for write in &mut history.safe {
-                write.ended = write.ended.min(now);
-            }
-            history.live = history.safe.clone();
-        }
-    }
-
-    /// A read that began at `began` returned `bytes` for `sector` by `now`; zeros may be of a zeroing write.
-    pub fn read(&mut self, sector: usize, bytes: &[u8], zeroes: &[u64], began: u64, now: u64, context: &str) {
+    /// A read that began at `began` returned `bytes` for `sector` by `now`. Returns which write it showed, 0 if that
+    /// is not certain.
+    pub fn read(&mut self, sector: usize, bytes: &[u8], began: u64, now: u64) -> u64 {
         let history = &mut self.sectors[sector];
-        let possible = |write: &&Write| write.gone > began;
-        let value = |write: &Write| stamp(if zeroes.contains(&write.id) { 0 } else { write.id }, sector);
-        let seen: Vec<u64> = history
-            .live
-            .iter()
-            .filter(possible)
-            .filter(|write| bytes == value(write))
-            .map(|write| write.id)
-            .collect();
-        if seen.is_empty() {
-            let id = u64::from_le_bytes(bytes[..8].try_into().unwrap());
-            let at = u64::from_le_bytes(bytes[8..16].try_into().unwrap());
-            let may: Vec<&Write> = history.live.iter().filter(possible).collect();
-            panic!(
-                "{context}: sector {sector} reads a value of write {id} (sector {at}); it may only be one of {may:?}"
-            );
+        let id = sector_id(bytes, sector);
+        let shows = |write: &Write| match id {
+            Some(0) => write.zero,
+            Some(id) => write.id == id && !write.zero,
+            None => false,
+        };
+        if !history.iter().any(|write| write.gone > began && shows(write)) {
+            let may: Vec<&Write> = history.iter().filter(|write| write.gone > began).collect();
+            let what = id.map_or("bytes that no write made".to_string(), |id| format!("write {id}"));
+            broken("read-unexplained", format!("sector {sector} reads {what}; it may be one of {may:?}"));
         }
-        // What had ended before the read began and was not seen is overwritten, or never took effect. Several
-        // zeroing writes cannot be told apart: all of them stay.
-        for write in history.live.iter_mut().filter(|write| write.ended <= began && !seen.contains(&write.id))
-        {
+        // What had ended before the read began and was not seen is overwritten. Several zeroing writes cannot be told
+        // apart: all of them stay.
+        for write in history.iter_mut().filter(|write| write.ended <= began && !shows(write)) {
             write.gone = write.gone.min(now);
         }
-        history.live.retain(|write| write.gone > now.saturating_sub(FORGET));
+        id.unwrap_or_default()
     }
 }

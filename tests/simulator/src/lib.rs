@@ -1,5 +1,13 @@
 //! A world of simulated nodes: real machines, simulated disks, links and clocks, all moved by one seed. No thread,
 //! no real time.
+//!
+//! ```text
+//!   plan     what one seed draws: sizes, protocols, how likely each fault is
+//!   run      a whole run: safety phase, liveness phase, verdict
+//!   world    nodes, clients, time; one random thing after the other happens
+//!   node, disk, network                     what is simulated
+//!   checker  what clients may see           ledger  what replicas may do
+//! ```
 
 #![expect(
     missing_docs,
@@ -8,6 +16,12 @@
 
 pub mod checker;
 pub mod disk;
+pub mod ledger;
+pub mod network;
 pub mod node;
+pub mod plan;
+pub mod play;
 pub mod random;
+pub mod rule;
+pub mod run;
 pub mod world;

@@ -1,6 +1,6 @@
-//! Whole replicas in a simulated world. A directed scenario belongs into `scenarios`; what only chance finds, into
-//! `chaos`, whose failing seeds become scenarios.
+//! Directed scenarios in the simulated world: each a sentence that must hold. What only chance finds, the simulator
+//! looks for; what it found in the code becomes a scenario in `found`.
 
-mod chaos;
+mod found;
 mod more;
 mod scenarios;
