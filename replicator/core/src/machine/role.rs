@@ -345,6 +345,13 @@ impl Machine {
         }
         let mut record = self.meta.saved.record;
         for (node, answer) in &attempt.answers {
+            if answer.record.order() > record.order() {
+                record = answer.record;
+            }
+            // A failed copy promises nothing any more, and takes nothing from anybody either: it has no veto.
+            if answer.disk_state == DiskState::Failed {
+                continue;
+            }
             if !answer.granted {
                 return refused(format!("{node} has promised epoch {} already; try again", answer.promised));
             }
@@ -355,14 +362,12 @@ impl Machine {
                     self.log.last()
                 ));
             }
-            if answer.record.order() > record.order() {
-                record = answer.record;
-            }
         }
         let usable = |answer: &Sealed| answer.disk_state == DiskState::UpToDate && !answer.suspect;
         if !attempt.force {
             let me = self.config.node;
-            let sealed = |node: NodeId| attempt.answers.iter().any(|(other, _)| *other == node);
+            let sealed =
+                |node: NodeId| attempt.answers.iter().any(|(other, answer)| *other == node && answer.granted);
             if !record.in_sync.contains(me) {
                 let text = "a connected replica knows a newer in-sync set, without this one; promote a member of it, or \
                             use --force";
