@@ -469,11 +469,6 @@ impl Machine {
             if self.meta.is_saved(saved) {
                 self.report(Report::Role(String::from("Secondary")));
                 self.leave_primary();
-                if stop {
-                    self.on_stop(id);
-                } else {
-                    self.answer_admin(id, Ok(String::from("Secondary")));
-                }
             }
             return;
         }
@@ -498,6 +493,10 @@ impl Machine {
     /// Ends the reign here, at once: what waits is told that nobody serves.
     pub(super) fn leave_primary(&mut self) {
         let sequencing = self.role.is_sequencing();
+        let demotion = match self.role {
+            RoleState::Demoting { id, stop, .. } => Some((id, stop)),
+            _ => None,
+        };
         if let RoleState::Sealing(Attempt { id, .. })
         | RoleState::Recording { id, .. }
         | RoleState::Opening { id: Some(id), .. } = self.role
@@ -520,6 +519,12 @@ impl Machine {
             self.record_change = None;
             self.peers.iter_mut().for_each(|peer| peer.pending = false);
             self.greet_all();
+        }
+        // However the reign ended, it ended: who asked for that is answered.
+        match demotion {
+            Some((id, true)) => self.on_stop(id),
+            Some((id, false)) => self.answer_admin(id, Ok(String::from("Secondary"))),
+            None => {}
         }
     }
 
