@@ -224,8 +224,9 @@ impl Machine {
     }
 
     pub(super) fn on_seal(&mut self, index: usize, seal: Seal) {
-        let refused =
-            self.role.is_sequencing() || self.is_failed() || seal.epoch <= self.meta.current.promised;
+        // A reign that is being stored begins: its epoch is promised, and none above it.
+        let reigns = self.role.is_sequencing() || matches!(self.role, RoleState::Recording { .. });
+        let refused = reigns || self.is_failed() || seal.epoch <= self.meta.current.promised;
         if refused {
             self.send_sealed(index, seal.attempt, false);
             return;
