@@ -708,7 +708,13 @@ impl Machine {
             link.hello.as_ref().map(|hello| hello.record)
         });
         let newest = hellos.max_by_key(Record::order);
-        if let Some(record) = newest.filter(|record| record.order() > self.meta.current.record.order()) {
+        // By its record a replica knows who was asked before the end of its log was answered. Until that end is stable
+        // it forgets this for no set with strangers in it: they would have it cut.
+        let mine = self.meta.current.record;
+        let settled = mine.epoch == Epoch(0) || self.log.last() <= self.stable;
+        let knows_all = |record: &Record| record.in_sync.iter().all(|node| mine.in_sync.contains(node));
+        let learns = |record: &Record| record.order() > mine.order() && (settled || knows_all(record));
+        if let Some(record) = newest.filter(learns) {
             self.meta.current.record = record;
             self.meta.current.promised = self.meta.current.promised.max(record.epoch);
             self.meta.change();
