@@ -127,6 +127,10 @@ impl Machine {
 
     /// Says hello again on every link, since what the last hello said is no longer so.
     pub(super) fn greet_all(&mut self) {
+        // Whose peer is not known yet was told, too, and would wait for what this node no longer is.
+        for index in 0..self.spare_links.len() {
+            self.close(Place::Spare(index), "this node's role changed since it said hello", true);
+        }
         for index in 0..self.peers.len() {
             self.lose(index);
             self.greet(index, true);

@@ -1,7 +1,7 @@
 //! What seeds of the simulator found in the code, each as a sentence that must hold.
 
 use holdfast_simulator::node::Io;
-use holdfast_simulator::world::{Setup, World};
+use holdfast_simulator::world::{MS, Setup, World};
 use replicator_core::config::OnPeerLoss;
 use replicator_core::disk::superblock::{DiskState, Superblock};
 use replicator_core::event::AdminAction;
@@ -110,6 +110,27 @@ fn a_record_heard_from_others_does_not_turn_a_fork_into_a_tail() {
     let status = world.status(2).unwrap();
     let peer = status.peers.iter().find(|peer| peer.node == NodeId(0)).unwrap();
     assert!(peer.reason.as_ref().is_some_and(|reason| reason.contains("split brain")), "{peer:?}");
+}
+
+/// Node 0, deposed and still Primary, says so on a connection on which it does not know yet who listens.
+#[test]
+fn a_role_that_changes_between_two_hellos_leaves_nobody_waiting() {
+    let mut world = serving(7, &Setup::default());
+    load(&mut world, 10);
+    world.set_cut(0, 1, true);
+    world.run_ms(4000);
+    world.promote(1, true).unwrap();
+    world.run_ms(100);
+    world.routes[0][1].delayed_until = world.now + 2000 * MS;
+    world.set_cut(0, 1, false);
+    // The other way round for the listener: it is node 1 that hears last.
+    world.run_ms(200);
+    world.admin(1, AdminAction::Demote).unwrap();
+    world.run_ms(10_000);
+    world.admin(0, AdminAction::Demote).ok();
+    world.run_ms(5000);
+    world.run_until("a promotion", |world| world.promote(1, false).is_ok() || world.promote(1, true).is_ok());
+    world.run_until("rest", |world| world.is_quiet());
 }
 
 #[test]
