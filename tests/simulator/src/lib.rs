@@ -16,6 +16,7 @@
 
 pub mod checker;
 pub mod disk;
+pub mod exhaust;
 pub mod ledger;
 pub mod network;
 pub mod node;

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::Parser;
+use holdfast_simulator::exhaust::exhaust;
 use holdfast_simulator::plan::{Fault, Plan};
 use holdfast_simulator::play::{Failure, keep_panics_quiet, play, shrink};
 use holdfast_simulator::run::Outcome;
@@ -31,6 +32,9 @@ struct Options {
     /// Fail or cut at the n-th I/O of small scenarios, for every n.
     #[arg(long)]
     exhaust: bool,
+    /// With --exhaust: fail or cut a second time, so often, in the I/Os that follow.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pairs: u64,
     /// Steps of the safety phase, instead of what the seed says.
     #[arg(long)]
     ops: Option<usize>,
@@ -198,11 +202,28 @@ fn shrink_seed(options: &Options, seed: u64) -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// Every I/O of a few small scenarios.
+fn exhaust_all(options: &Options) -> ExitCode {
+    let (began, mut runs, mut failures) = (Instant::now(), 0, 0);
+    let (from, to) = options.seeds.unwrap_or((0, 2));
+    for seed in from..to {
+        runs += exhaust(seed, options.pairs, |strike, text| {
+            failures += 1;
+            println!("scenario {seed}, {strike:?}: {}", first_line(text));
+        });
+    }
+    println!("{runs} runs, {failures} failed, {:.1} s", began.elapsed().as_secs_f64());
+    if failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
 fn main() -> ExitCode {
     let options = Options::parse();
     keep_panics_quiet();
     if let Some(seed) = options.shrink {
         return shrink_seed(&options, seed);
+    }
+    if options.exhaust {
+        return exhaust_all(&options);
     }
     let (began, mut sums) = (Instant::now(), Sums::default());
     let mut seeds: Vec<u64> = options.seed.into_iter().collect();

@@ -41,7 +41,7 @@ pub struct Outcome {
 }
 
 /// Faults of devices, shared with the world.
-struct Devices {
+pub struct Devices {
     active: bool,
     chances: BTreeMap<Fault, u64>,
     counts: BTreeMap<Fault, u64>,
@@ -52,24 +52,28 @@ struct Devices {
 }
 
 impl Devices {
+    /// This I/O of `node` fails.
+    pub fn note(&mut self, io: &Io, node: usize) {
+        self.failed[node] |= !matches!(io, Io::ReadDisk { .. } | Io::Sent { .. });
+        self.unsynced[node] |= matches!(io, Io::SyncJournal { .. });
+    }
+
     fn fate(&mut self, io: &Io, node: usize, random: &mut Random) -> Fate {
         if !self.active {
             return Fate::Done;
         }
-        let (fault, errno, fails) =
+        let (fault, errno) =
             match io {
                 Io::WriteJournal { .. } | Io::WriteDisk { .. } | Io::ZeroDisk { .. } => {
-                    if random.percent(70) { (Fault::WriteError, 5, true) } else { (Fault::NoSpace, 28, true) }
+                    if random.percent(70) { (Fault::WriteError, 5) } else { (Fault::NoSpace, 28) }
                 }
-                Io::SyncJournal { .. } | Io::SyncDisk { .. } => (Fault::SyncError, 5, true),
-                Io::ReadJournal { .. } => (Fault::ReadError, 5, true),
-                Io::ReadDisk { .. } => (Fault::ReadError, 5, false),
-                Io::Superblock { .. } => (Fault::SuperblockError, 5, true),
+                Io::SyncJournal { .. } | Io::SyncDisk { .. } => (Fault::SyncError, 5),
+                Io::ReadJournal { .. } | Io::ReadDisk { .. } => (Fault::ReadError, 5),
+                Io::Superblock { .. } => (Fault::SuperblockError, 5),
                 Io::Sent { .. } => return Fate::Done,
             };
         if self.strikes(fault, random) {
-            self.failed[node] |= fails;
-            self.unsynced[node] |= matches!(io, Io::SyncJournal { .. });
+            self.note(io, node);
             return Fate::Fails(errno);
         }
         if self.strikes(Fault::Hang, random) {
@@ -155,6 +159,11 @@ impl Run {
             self.calm();
             self.recover();
         }
+    }
+
+    /// Where failures of devices are noted, so that their consequences are lawful.
+    pub fn failures(&self) -> Rc<RefCell<Devices>> {
+        Rc::clone(&self.devices)
     }
 
     pub fn outcome(&self) -> Outcome {
