@@ -12,8 +12,8 @@ use replicator_core::units::{Epoch, Incarnation, LinkId, NodeId, ReignId, Volume
 use replicator_core::wire::envelope::{Envelope, MessageKind};
 use replicator_core::wire::message::Message;
 
-use crate::world::node::{Io, Node, Out};
-use crate::world::{Setup, World};
+use holdfast_simulator::node::{Io, Node, Out};
+use holdfast_simulator::world::{Setup, World};
 
 const CONTINUE: OnPeerLoss = OnPeerLoss::Continue;
 
@@ -295,7 +295,6 @@ fn an_unproven_replica_is_not_promoted_over_a_proven_one() {
     load(&mut world, 20);
     quiet(&mut world);
     world.admin(0, AdminAction::Demote).unwrap();
-    world.checker.sessions_over(world.now);
     world.lose_power(1);
     world.start(1);
     connected(&mut world);
@@ -316,7 +315,6 @@ fn a_replica_that_lacks_what_another_has_applied_is_not_promoted_even_by_force()
     load(&mut world, 20);
     world.run_ms(100);
     world.admin(0, AdminAction::Demote).unwrap();
-    world.checker.sessions_over(world.now);
     world.start(1);
     connected(&mut world);
     world.run_ms(100);
@@ -365,7 +363,6 @@ fn an_epoch_start_that_was_cut_leaves_the_history_with_it() {
         load_at(&mut world, 1, 5);
         world.set_cut(0, 1, false);
         world.run_until("the first one follows", |world| world.status(0).unwrap().role == Role::Secondary);
-        world.checker.sessions_over(world.now);
         quiet(&mut world);
     }
 }
@@ -388,7 +385,7 @@ fn a_failed_sync_of_the_journal_takes_the_copy_out() {
     watch(&mut world, |_| {}, |world| world.nodes[0].ios.iter().any(is_sync));
     let at = world.nodes[0].ios.iter().position(is_sync).unwrap();
     let Io::SyncJournal { token, .. } = world.nodes[0].ios.remove(at) else { unreachable!() };
-    let now = world.instant();
+    let now = world.instant(0);
     world.nodes[0].handle(now, Event::JournalSynced { token, result: Err(Errno(5)) });
     world.run_ms(1000);
     assert_eq!(world.acknowledged, before, "nothing durable was promised");
@@ -439,8 +436,9 @@ fn takes_frame(seed: u64, session: u64, epoch: u64, reign_flip: u128) -> bool {
     };
     // The first connection of a world has the first two numbers.
     let link = LinkId(3);
-    let buffer = world.nodes[1].place(link, &envelope, &bytes).unwrap();
-    let now = world.instant();
+    let buffer = world.nodes[1].place(link, &envelope).unwrap();
+    world.nodes[1].fill(buffer, &bytes);
+    let now = world.instant(1);
     world.nodes[1].handle(now, Event::Frame { link, envelope, buffer });
     world.status(1).unwrap().head.sequence > before.head.sequence
 }

@@ -1,7 +1,7 @@
 //! Directed scenarios: each a sentence about replication that must hold, played by real machines on simulated disks
 //! and links.
 
-use crate::world::{Setup, World};
+use holdfast_simulator::world::{Setup, World};
 use replicator_core::command::AdminError;
 use replicator_core::config::{OnPeerLoss, Protocol};
 use replicator_core::event::{AdminAction, ZeroKind};
@@ -66,7 +66,6 @@ fn a_switchover_loses_nothing_and_needs_no_force() {
     let mut world = serving(3, &Setup::default());
     load(&mut world, 100);
     world.admin(0, AdminAction::Demote).unwrap();
-    world.checker.sessions_over(world.now);
     connected(&mut world);
     world.promote(1, false).unwrap();
     load(&mut world, 100);
@@ -173,7 +172,6 @@ fn a_deposed_primary_that_wrote_nothing_alone_steps_down_and_follows() {
     load_at(&mut world, 1, 30);
     world.set_cut(0, 1, false);
     world.run_until("the old Primary stepped down", |world| world.status(0).unwrap().role == Role::Secondary);
-    world.checker.sessions_over(world.now);
     quiet(&mut world);
 }
 
@@ -306,7 +304,7 @@ fn a_damaged_durable_record_is_rot_and_never_the_end_of_the_log() {
     world.kill(1);
     let layout = replicator_core::disk::layout::Layout::new(128 * 512, (1 << 20) + (17 << 20)).unwrap();
     world.nodes[1].journal.rot(layout.ring_at + 4096 + 4200);
-    let now = world.instant();
+    let now = world.instant(0);
     let error = world.nodes[1].start(now).unwrap_err();
     assert!(error.to_string().contains("damaged"), "{error}");
 }
@@ -321,7 +319,6 @@ fn a_failed_journal_write_takes_the_copy_out_and_acknowledges_nothing() {
     world.run_ms(1000);
     assert_eq!(world.acknowledged, before);
     assert!(!world.status(0).unwrap().serving);
-    world.checker.sessions_over(world.now);
     world.kill(0);
     world.promote(1, true).unwrap();
     world.read(1, 0..16);
@@ -348,7 +345,6 @@ fn in_protocol_b_a_restarted_secondary_is_not_promoted_past_a_member_that_has_mo
         );
     }
     world.promote(0, false).unwrap();
-    world.checker.sessions_over(world.now);
     quiet(&mut world);
 }
 
