@@ -7,6 +7,7 @@
 
 mod cluster;
 mod example;
+mod orchestrator;
 mod problem;
 mod reader;
 mod relations;
@@ -25,6 +26,7 @@ use thiserror::Error;
 
 pub use cluster::{Cluster, Node, OptionsError, Replica, Volume};
 pub use example::example;
+pub use orchestrator::{NodeOrchestrator, Orchestrator};
 pub use problem::{Problem, Problems, Severity};
 pub use secret::fresh_secret;
 pub use tuning::Tuning;
