@@ -1,5 +1,5 @@
 //! The link to this node's replicator: what it says of its replicas, and what it is told to do. Over its control socket,
-//! with the operator's own requests; decision 0010 says what is wanted instead, and why.
+//! with the operator's own requests; decision 0020 says what is wanted instead, and why.
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -70,11 +70,11 @@ impl ControlLink {
         self.volumes.get(&volume).map(String::as_str).ok_or(LinkError::Unknown)
     }
 
-    fn promote(&self, volume: &str) -> Result<String, LinkError> {
+    fn promote(&self, volume: &str, alone: bool) -> Result<String, LinkError> {
         match self.client.promote(volume, false) {
-            // The committed record stands for the word of the members that cannot be reached: without this replica none
-            // of them could have had anything acknowledged since it was written.
-            Err(ClientError::Refused(reason)) if reason.code == "needs-force" => {
+            // A record that names this replica alone stands for the word of those that cannot be reached: none of them can
+            // come to serve, nor could anything be acknowledged without this replica since the record was written.
+            Err(ClientError::Refused(reason)) if reason.code == "needs-force" && alone => {
                 let report = self.client.volume(volume)?;
                 let members = report.replica.map(|replica| replica.record.in_sync).unwrap_or_default();
                 if !members.contains(&self.me) {
@@ -146,7 +146,7 @@ impl Link for ControlLink {
     fn act(&self, volume: VolumeId, step: StepKind) -> Result<String, LinkError> {
         let name = self.name(volume)?;
         match step {
-            StepKind::Promote(_) => self.promote(name),
+            StepKind::Promote { alone, .. } => self.promote(name, alone),
             StepKind::Demote => Ok(self.client.demote(name)?.message),
             StepKind::Shrink(node) => {
                 let found = self.nodes.iter().find(|(_, id)| **id == node);

@@ -3,9 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use orchestrator_core::decide::{Note, StepKind};
+use orchestrator_core::decide::{Local, Note, StepKind};
+use orchestrator_core::record::{Order, Record};
+use orchestrator_core::state::State;
 use orchestrator_core::units::{Instant, NodeId, VolumeId};
-use orchestrator_core::view::{Health, NodeView, ReplicaView, Report, View};
+use orchestrator_core::view::{Health, NodeView, Report, View};
 use serde::{Deserialize, Serialize};
 
 use crate::consensus::Leadership;
@@ -42,14 +44,13 @@ pub(crate) struct Mind {
     leader_since: Option<Instant>,
     reports: BTreeMap<NodeId, Reported>,
     grants: BTreeMap<(VolumeId, NodeId), Instant>,
-    /// Volumes whose primary may be on its way to change: no lease is granted until that is settled.
-    closing: BTreeSet<VolumeId>,
-    /// Leases this node holds.
-    pub(crate) leases: BTreeMap<VolumeId, Instant>,
+    /// Records on which a change of the primary was decided that may yet come to be: no lease is granted while the record
+    /// is still that one. Once it is another, the change cannot be made any more.
+    closing: BTreeMap<VolumeId, Order>,
+    /// This node's own part: its replicas, its leases, what it has asked for.
+    pub(crate) local: Local,
     /// The highest entry that any leader has told this process to be applied: nobody acts on less.
     pub(crate) told: Option<u64>,
-    /// What the replicas here say.
-    pub(crate) local: BTreeMap<VolumeId, ReplicaView>,
     /// Steps under way.
     busy: BTreeSet<(VolumeId, StepKind)>,
     /// Whether proposals are under way: the next are decided on what these lead to.
@@ -61,9 +62,9 @@ pub(crate) struct Mind {
 }
 
 impl Mind {
-    /// A mind that holds these leases and knows nothing else.
-    pub(crate) fn new(leases: BTreeMap<VolumeId, Instant>) -> Self {
-        Self { leases, ..Self::default() }
+    /// The mind of a process that was given these leases before it knew anything else.
+    pub(crate) fn new(process: u64, leases: BTreeMap<VolumeId, Instant>) -> Self {
+        Self { local: Local { process, leases, ..Local::default() }, ..Self::default() }
     }
 
     /// Takes note of who leads. Says whether something about it has changed.
@@ -86,15 +87,17 @@ impl Mind {
         leadership.is_me && leadership.term == self.term && self.leader_since.is_some()
     }
 
-    /// Takes a report, unless a newer one was taken before.
-    pub(crate) fn take_report(&mut self, from: NodeId, request: &ReportRequest, now: Instant) {
+    /// Takes a report. Says no to one that is older than what was taken before: it says nothing, and asks for nothing any
+    /// more.
+    pub(crate) fn take_report(&mut self, from: NodeId, request: &ReportRequest, now: Instant) -> bool {
         let old = self.reports.get(&from);
         if old.is_some_and(|old| old.process == request.process && old.sequence >= request.sequence) {
-            return;
+            return false;
         }
         let (process, sequence, voter) = (request.process, request.sequence, request.voter);
         let reported = Reported { process, sequence, voter, at: now, report: request.report.clone() };
         self.reports.insert(from, reported);
+        true
     }
 
     /// The voters that nodes say they are.
@@ -125,16 +128,17 @@ impl Mind {
         self.grants.insert((volume, to), now);
     }
 
-    pub(crate) fn close(&mut self, volume: VolumeId) {
-        self.closing.insert(volume);
+    pub(crate) fn close(&mut self, volume: VolumeId, decided_on: Order) {
+        self.closing.insert(volume, decided_on);
     }
 
     pub(crate) fn reopen(&mut self, volume: VolumeId) {
         self.closing.remove(&volume);
     }
 
-    pub(crate) fn is_closing(&self, volume: VolumeId) -> bool {
-        self.closing.contains(&volume)
+    pub(crate) fn is_closing(&self, volume: VolumeId, state: &State) -> bool {
+        let order = state.records.get(&volume).map(Record::order);
+        order.is_some() && self.closing.get(&volume).copied() == order
     }
 
     /// Begins a step; says no if it is under way. Anything but a demotion waits for all others of the volume: only a

@@ -6,8 +6,8 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use orchestrator_core::decide::{self, Decision, Local, Planned, Proposal, Step, StepKind};
-use orchestrator_core::record::{ChangeKind, Refused};
+use orchestrator_core::decide::{self, Decision, Planned, Proposal, Step, StepKind};
+use orchestrator_core::record::{ChangeKind, Order, Refused};
 use orchestrator_core::state::Command;
 use orchestrator_core::units::{Instant, NodeId, VolumeId};
 use orchestrator_core::view::Report;
@@ -101,8 +101,8 @@ impl Orchestrator {
         });
         let heartbeats = heartbeats.map_err(listen)?;
         let lease_file = LeaseFile::new(&options.store);
-        let mind = Mind::new(lease_file.read());
-        let process = u64::from_le_bytes(crate::random());
+        let process = u64::from_le_bytes(crate::random()).max(1);
+        let mind = Mind::new(process, lease_file.read());
         let incarnation = options.incarnation;
         let orchestrator = Arc::new(Self {
             options,
@@ -155,7 +155,7 @@ impl Orchestrator {
         let steps = self.own_steps(&mut mind, now);
         let decision = self.decision(&mut mind, now);
         drop(mind);
-        for step in steps {
+        for step in &steps {
             self.take(step);
         }
         if let Some(decision) = decision {
@@ -170,8 +170,8 @@ impl Orchestrator {
         if mind.proposing {
             return None;
         }
-        let view = mind.view(self.options.me, &self.heartbeats.health(now), now)?;
         let applied = self.consensus.applied();
+        let view = mind.view(self.options.me, &self.heartbeats.health(now), now)?;
         let decision = decide::cluster(&applied.state, &self.options.policy, &view);
         mind.notes.clone_from(&decision.notes);
         if decision.proposals.is_empty() {
@@ -179,8 +179,8 @@ impl Orchestrator {
         }
         mind.proposing = true;
         for proposal in &decision.proposals {
-            if let Some(volume) = changes_primary(&proposal.command) {
-                mind.close(volume);
+            if let Some((volume, decided_on)) = changes_primary(&proposal.command) {
+                mind.close(volume, decided_on);
             }
         }
         Some(decision)
@@ -198,8 +198,8 @@ impl Orchestrator {
                 Ok(Err(refused)) => mind.remember(format!("not decided: {reason}: {refused}")),
                 Err(error) => mind.remember(format!("not decided: {reason}: {error}")),
             }
-            // While the outcome is unknown it may still come to be: no lease until a later entry has settled it.
-            if let (Some(volume), Ok(_)) = (volume, &outcome) {
+            // While the outcome is unknown it may still come to be: no lease while the record is the same.
+            if let (Some((volume, _)), Ok(_)) = (volume, &outcome) {
                 mind.reopen(volume);
             }
         }
@@ -212,24 +212,28 @@ impl Orchestrator {
         if mind.told.is_none_or(|told| applied.index < told) {
             return Vec::new();
         }
-        let local = Local { now, replicas: mind.local.clone(), leases: mind.leases.clone() };
-        let steps = decide::node(&applied.state, &self.options.policy, self.options.me, &local);
+        let (state, policy, me) = (&applied.state, &self.options.policy, self.options.me);
+        mind.local.now = now;
+        mind.local.settle(state, me);
+        mind.local.ask(state, policy, me);
+        let steps = decide::node(state, policy, me, &mind.local);
         steps.into_iter().filter(|step| mind.begin(step.volume, step.kind)).collect()
     }
 
     /// Carries out a step on a thread that may block.
-    fn take(self: &Arc<Self>, step: Step) {
+    fn take(self: &Arc<Self>, step: &Step) {
         let this = Arc::clone(self);
+        let (volume, kind) = (step.volume, step.kind);
         let name =
             self.options.policy.volume(step.volume).map_or_else(String::new, |volume| volume.name.clone());
         let what = match step.kind {
-            StepKind::Promote(_) => "promote".to_owned(),
+            StepKind::Promote { .. } => "promote".to_owned(),
             StepKind::Demote => "demote".to_owned(),
             StepKind::Shrink(node) => format!("go on without {}", self.options.policy.node_name(node)),
         };
         self.mind().remember(format!("{name}: {what}, since {}", step.reason));
         tokio::task::spawn_blocking(move || {
-            let result = this.link.act(step.volume, step.kind);
+            let result = this.link.act(volume, kind);
             // Seen at once, so that the next turn does not decide on what was before.
             let local = this.link.observe();
             let mut mind = this.mind();
@@ -237,8 +241,8 @@ impl Orchestrator {
                 Ok(text) => mind.remember(format!("{name}: {what}: {text}")),
                 Err(error) => mind.remember(format!("{name}: {what} failed: {error}")),
             }
-            mind.local = local;
-            mind.end(step.volume, step.kind);
+            mind.local.replicas = local;
+            mind.end(volume, kind);
         });
     }
 
@@ -247,7 +251,7 @@ impl Orchestrator {
         loop {
             let link = Arc::clone(&self.link);
             if let Ok(local) = tokio::task::spawn_blocking(move || link.observe()).await {
-                self.mind().local = local;
+                self.mind().local.replicas = local;
             }
             tokio::time::sleep(OBSERVE_INTERVAL).await;
         }
@@ -342,14 +346,18 @@ impl Orchestrator {
     fn next_report(&self, now: Instant) -> (Report, Vec<VolumeId>) {
         let applied = self.consensus.applied();
         let mind = self.mind();
-        let report = Report { replicas: mind.local.clone() };
         let quarter_ms = self.options.policy.lease.duration_ms / 4;
-        let mine = applied.state.records.iter().filter(|(_, record)| record.primary == Some(self.options.me));
-        let due = mine.map(|(volume, _)| *volume).filter(|volume| {
-            mind.leases.get(volume).is_none_or(|until| until.since_ms(now) <= 3 * quarter_ms)
+        let records = applied.state.records.iter();
+        let due = records.filter(|(volume, record)| {
+            let is_due =
+                mind.local.leases.get(volume).is_none_or(|until| until.since_ms(now) <= 3 * quarter_ms);
+            is_due && decide::wants_lease(record, self.options.me, mind.local.replicas.get(volume))
         });
-        let due = due.collect();
-        (report, due)
+        let due: Vec<VolumeId> = due.map(|(volume, _)| *volume).collect();
+        let held = mind.local.leases.iter().filter(|(_, until)| now < **until).map(|(volume, _)| *volume);
+        let leases = held.chain(due.iter().copied()).collect();
+        let (replicas, requests) = (mind.local.replicas.clone(), mind.local.requests.clone());
+        (Report { replicas, leases, requests }, due)
     }
 
     fn take_answer(&self, answer: &ReportAnswer, sent: Instant) {
@@ -359,8 +367,8 @@ impl Orchestrator {
             return;
         }
         let until = self.options.policy.lease.held_until(sent);
-        mind.leases.extend(answer.granted.iter().map(|volume| (*volume, until)));
-        if let Err(error) = self.lease_file.write(&mind.leases) {
+        mind.local.leases.extend(answer.granted.iter().map(|volume| (*volume, until)));
+        if let Err(error) = self.lease_file.write(&mind.local.leases) {
             mind.remember(format!("leases are not kept across a restart of the orchestrator: {error}"));
         }
     }
@@ -387,11 +395,13 @@ impl Orchestrator {
             // The election was noticed by others and not yet here, or is over.
             return Response::NotLeader(None);
         }
-        mind.take_report(from, &request, now);
+        if !mind.take_report(from, &request, now) {
+            return Response::Failed("a newer report came first".to_owned());
+        }
         let Some(view) = mind.view(self.options.me, &health, now) else { return Response::NotLeader(None) };
         let mut answer = ReportAnswer { applied: applied.index, ..ReportAnswer::default() };
         for volume in request.leases.iter().filter_map(|volume| self.options.policy.volume(*volume)) {
-            if mind.is_closing(volume.id) {
+            if mind.is_closing(volume.id, &applied.state) {
                 let text = "its primary is about to change".to_owned();
                 answer.withheld.push((volume.id, text));
                 continue;
@@ -465,13 +475,13 @@ impl Handler for Orchestrator {
     }
 }
 
-/// The volume whose primary a command changes.
-fn changes_primary(command: &Command) -> Option<VolumeId> {
+/// The volume whose primary a command changes, and the record on which that was decided.
+fn changes_primary(command: &Command) -> Option<(VolumeId, Order)> {
     match command {
         Command::Change { volume, change }
             if matches!(change.kind, ChangeKind::Takeover(_) | ChangeKind::Release) =>
         {
-            Some(*volume)
+            Some((*volume, change.expected))
         }
         _ => None,
     }

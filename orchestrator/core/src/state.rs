@@ -130,6 +130,7 @@ impl State {
                     primary: Some(*primary),
                     reign: *reign,
                     opened: *opened,
+                    process: 0,
                     in_sync: *in_sync,
                     generation: 1,
                     proof: Proof::First,

@@ -1,12 +1,12 @@
 //! What is observed and not agreed on: who is heard, and what each node says of its replicas. It may be wrong or old;
 //! decisions made of it are checked against the record when they are applied.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 
 use serde::{Deserialize, Serialize};
 
-use crate::record::Order;
+use crate::record::{Change, Order};
 use crate::units::{Epoch, Instant, NodeId, NodeSet, Position, VolumeId};
 
 /// The cluster as the Raft leader sees it.
@@ -64,6 +64,20 @@ impl Health {
 pub struct Report {
     /// Its replicas.
     pub replicas: BTreeMap<VolumeId, ReplicaView>,
+    /// Volumes whose lease it holds or has asked for. One that is not in here is not served by this node, and will not be
+    /// without a new grant.
+    pub leases: BTreeSet<VolumeId>,
+    /// Changes of records that it asks for as their primary.
+    pub requests: BTreeMap<VolumeId, Request>,
+}
+
+/// A change that a primary asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// The change. While the record is what it was decided on, nothing else is asked for.
+    pub change: Change,
+    /// Why.
+    pub reason: String,
 }
 
 /// A replica as its node sees it.
@@ -124,6 +138,21 @@ pub enum Copy {
 }
 
 impl View {
+    /// Whether a node that is heard says that it neither serves a volume nor may.
+    #[must_use]
+    pub fn is_quiet(&self, volume: VolumeId, node: NodeId) -> bool {
+        let report = self.nodes.get(&node).filter(|node| node.health.is_heard());
+        let report = report.and_then(|node| node.report.as_ref());
+        report.is_some_and(|report| {
+            let quiet = match report.replicas.get(&volume) {
+                Some(ReplicaView::Stopped) => true,
+                Some(ReplicaView::Running(replica)) => replica.role == Role::Secondary,
+                Some(ReplicaView::Silent(_)) | None => false,
+            };
+            quiet && !report.leases.contains(&volume)
+        })
+    }
+
     /// What a replica says, if its node is heard and it runs.
     #[must_use]
     pub fn replica(&self, volume: VolumeId, node: NodeId) -> Option<&Replica> {

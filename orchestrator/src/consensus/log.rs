@@ -229,3 +229,46 @@ impl RaftLogStorage<Types> for LogStore {
         self.submit_and_wait(Operation::Purge(last)).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use openraft::StorageError;
+    use openraft::testing::log::{StoreBuilder, Suite};
+    use tempfile::TempDir;
+
+    use super::super::machine::Machine;
+    use super::*;
+
+    /// A store in a fresh folder.
+    struct Fresh;
+
+    impl StoreBuilder<Types, LogStore, Machine, TempDir> for Fresh {
+        async fn build(&self) -> Result<(TempDir, LogStore, Machine), StorageError<Types>> {
+            let folder = TempDir::new().unwrap();
+            let log = LogStore::open(&folder.path().join("log")).unwrap();
+            let (machine, _) = Machine::open(&folder.path().join("snapshot")).unwrap();
+            Ok((folder, log, machine))
+        }
+    }
+
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+    }
+
+    #[test]
+    fn the_store_passes_the_tests_that_openraft_brings() {
+        block_on(Suite::test_all(Fresh)).unwrap();
+    }
+
+    #[test]
+    fn a_vote_that_was_saved_is_there_after_a_restart() {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("log");
+        let leader = openraft::impls::leader_id_std::LeaderId { term: 7, voted_for: 3 };
+        let vote = Vote { leader_id: leader, committed: false };
+        block_on(async {
+            LogStore::open(&path).unwrap().save_vote(&vote).await.unwrap();
+            assert_eq!(LogStore::open(&path).unwrap().read_vote().await.unwrap(), Some(vote));
+        });
+    }
+}

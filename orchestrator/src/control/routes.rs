@@ -51,7 +51,7 @@ async fn status(State(this): App) -> Json<Status> {
         }
     };
     let volume = |volume: &orchestrator_core::policy::Volume| {
-        let lease = mind.leases.get(&volume.id).map(|until| until.since_ms(now)).filter(|ms| *ms > 0);
+        let lease = mind.local.leases.get(&volume.id).map(|until| until.since_ms(now)).filter(|ms| *ms > 0);
         VolumeReport {
             name: volume.name.clone(),
             paused: state.paused.volumes.contains(&volume.id),

@@ -120,6 +120,8 @@ impl One<'_> {
         } else {
             format!("all replicas have reported, {} is the first in sync", self.name(primary))
         };
+        // Who is to serve counts whoever answers it; they come into the record when it says so.
+        let in_sync = if opened { in_sync } else { NodeSet::only(primary) };
         let command =
             Command::Create { volume: self.volume.id, epoch, primary, reign: self.reign, in_sync, opened };
         self.out.proposals.push(Proposal { command, reason });
@@ -140,12 +142,10 @@ impl One<'_> {
             let name = self.name(primary);
             return self.say(Severity::Note, format!("waiting for {name} to report"));
         };
+        self.relay(record, primary);
         if record.opened {
-            self.keep_set(record, primary, replica);
+            self.note_members(record, primary, replica);
             self.consider_moving(record, primary);
-        } else if replica.role == Role::Primary && replica.record.0 >= record.epoch {
-            let reason = format!("{} serves", self.name(primary));
-            self.propose(record, ChangeKind::Opened, reason);
         } else {
             let name = self.name(primary);
             self.say(Severity::Error, format!("{name} is being promoted to epoch {}", record.epoch));
@@ -184,7 +184,7 @@ impl One<'_> {
             && let Some(others) = self.worth_waiting_for(record, node)
         {
             let text = format!(
-                "{why}; {name} may have lost what it had in memory, so {} may come first, for {} ms",
+                "{why}; {name} may have lost what it had in memory, so {} may come first, for {} ms at most",
                 self.policy.names(others.iter()),
                 self.policy.unproven_grace_ms
             );
@@ -226,14 +226,14 @@ impl One<'_> {
     fn others(&self, node: NodeId) -> Others {
         let mut until = None;
         for other in self.volume.replicas.iter().filter(|other| **other != node) {
-            match self.view.replica_view(self.volume.id, *other) {
-                Some(ReplicaView::Stopped) => {}
-                Some(ReplicaView::Running(replica)) if replica.role == Role::Secondary => {}
-                Some(ReplicaView::Running(_)) => return Others::Stopping(*other),
-                Some(ReplicaView::Silent(_)) | None => {
-                    until = until.max(Some(lease_over_at(self.policy.lease, self.view, self.volume, *other)));
-                }
+            if self.view.is_quiet(self.volume.id, *other) {
+                continue;
             }
+            let role = self.view.replica(self.volume.id, *other).map(|replica| replica.role);
+            if matches!(role, Some(Role::Primary | Role::Changing)) {
+                return Others::Stopping(*other);
+            }
+            until = until.max(Some(lease_over_at(self.policy.lease, self.view, self.volume, *other)));
         }
         match until {
             None => Others::Quiet,
@@ -269,51 +269,35 @@ impl One<'_> {
             .next()
     }
 
-    /// Follows what the primary says of its members.
-    fn keep_set(&mut self, record: &Record, primary: NodeId, replica: &Replica) {
-        let outside = record.in_sync.difference(replica.in_sync);
-        if !outside.is_empty() && replica.role == Role::Primary {
-            // It was taken out there already, by an operator: the record must not say more than is so.
-            let reason =
-                format!("{} goes on without {}", self.name(primary), self.policy.names(outside.iter()));
-            let kind = ChangeKind::Shrink { remove: outside, committed: replica.committed };
-            return self.propose(record, kind, reason);
-        }
-        let lost: NodeSet = record
-            .in_sync
-            .without(primary)
-            .difference(replica.following)
-            .iter()
-            .filter(|node| self.is_gone(*node))
-            .collect();
-        if !lost.is_empty() {
-            let names = self.policy.names(lost.iter());
-            let reason = format!("{names} does not follow {}", self.name(primary));
-            let kind = ChangeKind::Shrink { remove: lost, committed: replica.committed };
-            return self.propose(record, kind, reason);
-        }
-        let grown = replica.in_sync.difference(record.in_sync).intersection(replica.following);
-        if let Some(add) = grown.iter().next() {
-            let reason = format!("{} follows {} and has everything", self.name(add), self.name(primary));
-            return self.propose(record, ChangeKind::Grow { add }, reason);
-        }
-        let absent: NodeSet =
-            self.volume.replicas.iter().copied().filter(|node| !record.in_sync.contains(*node)).collect();
-        if !absent.is_empty() {
-            let names = self.policy.names(absent.iter());
-            self.say(Severity::Warning, format!("is not on all its nodes: {names} not in sync"));
+    /// Proposes what the primary asks for. It knows what it waits for, and asks for one thing at a time.
+    fn relay(&mut self, record: &Record, primary: NodeId) {
+        let report = self.view.nodes.get(&primary).and_then(|node| node.report.as_ref());
+        let request = report.and_then(|report| report.requests.get(&self.volume.id));
+        let is_its = |kind: &ChangeKind| {
+            matches!(kind, ChangeKind::Opened { .. } | ChangeKind::Shrink { .. } | ChangeKind::Grow { .. })
+        };
+        if let Some(request) = request.filter(|request| request.change.expected == record.order())
+            && is_its(&request.change.kind)
+        {
+            let (kind, reason) = (request.change.kind.clone(), request.reason.clone());
+            self.propose(record, kind, reason);
         }
     }
 
-    /// Whether a member that does not follow is worth no more patience: nothing of it is heard, or it runs no replica.
-    fn is_gone(&self, node: NodeId) -> bool {
-        match self.view.nodes.get(&node).map(|node| node.health) {
-            Some(Health::Suspected { since }) => {
-                self.view.now.since_ms(since) >= self.policy.member_patience_ms
-            }
-            _ => {
-                !matches!(self.view.replica_view(self.volume.id, node), Some(ReplicaView::Running(_)) | None)
-            }
+    /// Says which members are missed.
+    fn note_members(&mut self, record: &Record, primary: NodeId, replica: &Replica) {
+        let missing = record.in_sync.without(primary).difference(replica.following);
+        if !missing.is_empty() {
+            let names = self.policy.names(missing.iter());
+            let patience_ms = self.policy.member_patience_ms;
+            let text = format!("waits for {names}, which may come back, for {patience_ms} ms at most");
+            self.say(Severity::Error, text);
+        }
+        let absent = self.volume.replicas.iter().copied().filter(|node| !record.in_sync.contains(*node));
+        let absent: NodeSet = absent.collect();
+        if !absent.is_empty() {
+            let names = self.policy.names(absent.iter());
+            self.say(Severity::Warning, format!("is not on all its nodes: {names} not in sync"));
         }
     }
 

@@ -16,7 +16,7 @@ use crate::state::Command;
 
 pub use cluster::cluster;
 pub use grant::{Withheld, may_grant};
-pub use node::{Local, Step, StepKind, node};
+pub use node::{Local, Step, StepKind, node, wants_lease};
 pub use plan::{Planned, plan};
 
 /// What the leader is to do, and why nothing else.
