@@ -42,7 +42,7 @@ fn every_decision_is_the_one_written_down() {
             if found.trim() != block {
                 let _ = write!(wrong, "\nin {}, written:\n{block}\n\ndecided:\n{found}", file.display());
             }
-            let _ = write!(now, "{found}\n");
+            let _ = writeln!(now, "{found}");
         }
         if write {
             std::fs::write(&file, format!("{}\n", now.trim_end())).unwrap();

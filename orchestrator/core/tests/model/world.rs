@@ -109,11 +109,10 @@ impl World {
             }),
         };
         let mut machines: Vec<Machine> = ids().map(|id| machine(id, &mut random)).collect();
-        for index in 0..machines.len() {
-            let at = machines[index].clock(0);
-            let others = ids().filter(|id| usize::from(id.0) != index);
-            machines[index].detectors =
-                others.map(|id| (id, Detector::new(Detection::default(), 1, at))).collect();
+        for machine in &mut machines {
+            let (me, at) = (machine.id, machine.clock(0));
+            let others = ids().filter(|id| *id != me);
+            machine.detectors = others.map(|id| (id, Detector::new(Detection::default(), 1, at))).collect();
         }
         let policy = Policy {
             nodes: ids().map(|id| Node { id, name: format!("n{}", id.0) }).collect(),
@@ -174,8 +173,8 @@ impl World {
         lines.join("\n")
     }
 
-    fn tell(&mut self, text: String) {
-        if self.story.last().is_some_and(|last| last.ends_with(&text)) {
+    fn tell(&mut self, text: &str) {
+        if self.story.last().is_some_and(|last| last.ends_with(text)) {
             return;
         }
         if self.story.len() == STORY_MAX {
@@ -191,7 +190,7 @@ impl World {
         for index in 0..self.machines.len() {
             self.start(index);
         }
-        self.tell("all is repaired".to_owned());
+        self.tell("all is repaired");
     }
 
     fn start(&mut self, index: usize) {
@@ -251,7 +250,7 @@ impl World {
         let both = |links: &mut Vec<Vec<bool>>, cut| (links[index][other], links[other][index]) = (cut, cut);
         match self.random.below(12) {
             0 => {
-                self.tell(format!("machine {index} dies"));
+                self.tell(&format!("machine {index} dies"));
                 let machine = &mut self.machines[index];
                 machine.up = false;
                 machine.stop_orchestrator();
@@ -260,17 +259,17 @@ impl World {
                 machine.leases.clear();
             }
             1 => {
-                self.tell(format!("replicator {index} dies"));
+                self.tell(&format!("replicator {index} dies"));
                 self.machines[index].stop_replica();
             }
             2 => {
-                self.tell(format!("orchestrator {index} dies"));
+                self.tell(&format!("orchestrator {index} dies"));
                 self.machines[index].stop_orchestrator();
             }
             3 | 4 => both(&mut self.talk_cut, true),
             5 => both(&mut self.data_cut, true),
             6 => {
-                self.tell(format!("{index} is cut off from everybody"));
+                self.tell(&format!("{index} is cut off from everybody"));
                 for other in (0..3).filter(|other| *other != index) {
                     for links in [&mut self.talk_cut, &mut self.data_cut] {
                         (links[index][other], links[other][index]) = (true, true);
@@ -286,7 +285,7 @@ impl World {
                 (self.talk_cut, self.data_cut) = (uncut(), uncut());
             }
             _ => {
-                self.tell(format!("machine {index} is started"));
+                self.tell(&format!("machine {index} is started"));
                 self.start(index);
             }
         }
@@ -317,9 +316,7 @@ impl World {
     fn follow_log(&mut self) {
         let Some(leader) = self.raft.leader else { return };
         for index in 0..self.machines.len() {
-            if index == leader {
-                self.machines[index].applied = self.raft.committed();
-            } else if self.talks(index, leader) && self.random.once_in(5) {
+            if index == leader || self.talks(index, leader) && self.random.once_in(5) {
                 self.machines[index].applied = self.raft.committed();
             }
         }
@@ -543,12 +540,12 @@ impl World {
                     self.machines[index].applied = self.raft.committed();
                     if result.is_ok() {
                         self.takeovers += u32::from(changes_primary);
-                        self.tell(format!("{index} decides: {}", proposal.reason));
+                        self.tell(&format!("{index} decides: {}", proposal.reason));
                     } else if !matches!(result, Err(Refused::Stale(_))) {
-                        self.tell(format!("{index} is refused: {} {result:?}", proposal.reason));
+                        self.tell(&format!("{index} is refused: {} {result:?}", proposal.reason));
                     }
                 }
-                Outcome::Unknown => self.tell(format!("{index} does not know what comes of its proposals")),
+                Outcome::Unknown => self.tell(&format!("{index} does not know what comes of its proposals")),
                 Outcome::NotLeader => {}
             }
         }
@@ -613,7 +610,7 @@ impl World {
         }
         let own = self.machines[index].replica.as_mut().expect("it has one");
         (own.role, own.epoch, own.in_sync, own.record) = (Role::Primary, epoch, in_sync, (Epoch(epoch), 1));
-        self.tell(format!("{index} serves in epoch {epoch}"));
+        self.tell(&format!("{index} serves in epoch {epoch}"));
     }
 
     /// Who follows primary `index` now.
