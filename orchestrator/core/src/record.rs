@@ -214,3 +214,30 @@ impl Record {
         assert!(self.primary.is_none_or(|primary| self.in_sync.contains(primary)), "the primary is a member");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_decided_on_another_record_changes_nothing() {
+        let (a, b) = (NodeId(0), NodeId(1));
+        let record = Record {
+            epoch: Epoch(2),
+            version: 3,
+            primary: Some(a),
+            reign: ReignId(1),
+            opened: true,
+            process: 1,
+            in_sync: NodeSet::only(a),
+            generation: 1,
+            proof: Proof::First,
+            shrunk_at: None,
+        };
+        let grow = |expected| record.changed(&Change { expected, kind: ChangeKind::Grow { add: b } });
+        assert_eq!(grow((Epoch(2), 3)).map(|next| (next.version, next.in_sync.len())), Ok((4, 2)));
+        for stale in [(Epoch(2), 2), (Epoch(1), 3), (Epoch(2), 4), (Epoch(3), 1)] {
+            assert_eq!(grow(stale), Err(Refused::Stale((Epoch(2), 3))), "{stale:?}");
+        }
+    }
+}
