@@ -9,6 +9,8 @@ mod demo;
 mod inspect;
 mod nbd_client;
 mod notify;
+mod orchestrator;
+mod orchestrator_cluster;
 mod output;
 mod role;
 mod sandbox;
@@ -30,6 +32,8 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Create(arguments) => create::run(&arguments),
         Command::Replicator(arguments) => daemon::run(&arguments),
+        Command::Orchestrator(arguments) => orchestrator::run(&arguments),
+        Command::Cluster(arguments) => orchestrator_cluster::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Promote(arguments) => role::promote(&arguments),
         Command::Demote(arguments) => role::demote(&arguments),

@@ -8,6 +8,7 @@ use replicator_core::disk::layout::Layout;
 use replicator_core::units::{Incarnation, NodeId, VolumeId};
 use thiserror::Error;
 
+use super::orchestrator::{NodeOrchestrator, Orchestrator};
 use super::tuning::Tuning;
 use crate::names::NodeNames;
 use crate::options::{PeerAddress, RingOptions, Secret, VolumeOptions};
@@ -28,6 +29,8 @@ pub struct Cluster {
     pub nodes: Vec<Node>,
     /// Its volumes.
     pub volumes: Vec<Volume>,
+    /// How its orchestrators behave, if it has any.
+    pub orchestrator: Option<Orchestrator>,
 }
 
 /// A machine, or rather one replicator process on it.
@@ -41,6 +44,8 @@ pub struct Node {
     pub address: IpAddr,
     /// Its control socket.
     pub control: PathBuf,
+    /// Where its orchestrator is found, if the cluster has any.
+    pub orchestrator: Option<NodeOrchestrator>,
 }
 
 /// A replicated block device.

@@ -8,6 +8,7 @@
 mod cluster;
 mod example;
 mod file;
+mod orchestrator;
 mod problem;
 mod reader;
 mod relations;
@@ -28,6 +29,7 @@ use file::FileError;
 
 pub use cluster::{Cluster, Node, OptionsError, Replica, Volume};
 pub use example::example;
+pub use orchestrator::{NodeOrchestrator, Orchestrator};
 pub use problem::{Problem, Problems, Severity};
 pub use secret::fresh_secret;
 pub use tuning::Tuning;

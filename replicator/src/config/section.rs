@@ -67,6 +67,27 @@ impl<'t> Section<'t> {
         })
     }
 
+    /// A list of texts; empty if the key is not there.
+    pub(super) fn texts(&mut self, key: &'static str, problems: &mut Problems) -> Vec<At<String>> {
+        let Some(found) = self.get(key) else { return Vec::new() };
+        let Some(array) = found.get_ref().as_array() else {
+            let help = format!("write {key} = [\"...\"]");
+            problems.error(&found.span(), format!("`{key}` is a list of texts"), help);
+            return Vec::new();
+        };
+        let mut texts = Vec::new();
+        for item in array {
+            match item.get_ref().as_str() {
+                Some(text) => texts.push(At { value: text.to_owned(), span: item.span() }),
+                None => {
+                    let (message, _) = wrong_type(item.get_ref(), "text in quotes");
+                    problems.error(&item.span(), format!("`{key}`: {message}"), None);
+                }
+            }
+        }
+        texts
+    }
+
     pub(super) fn boolean(&mut self, key: &'static str, problems: &mut Problems) -> Option<At<bool>> {
         self.read(key, problems, |value| value.as_bool().ok_or_else(|| wrong_type(value, "true or false")))
     }

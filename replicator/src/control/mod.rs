@@ -34,7 +34,7 @@ use crate::{VolumeHandle, VolumeStatus};
 pub use client::{Client, ClientError};
 pub use facts::Facts;
 pub use server::{Server, ServerError};
-pub use socket::SocketError;
+pub use socket::{ControlSocket, SocketError};
 
 /// What the control interface needs of a running volume.
 pub trait Volume: Send + Sync + 'static {

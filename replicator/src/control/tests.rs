@@ -390,7 +390,7 @@ fn one_server_for_a_socket_that_is_private_and_removed() {
     let mode = std::fs::metadata(bench.path()).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode, 0o600);
     let error = bench.start().unwrap_err().to_string();
-    assert!(error.contains("belongs to another replicator that is running"), "{error}");
+    assert!(error.contains("belongs to another process that is running"), "{error}");
     assert!(bench.client().version().is_ok(), "the first one is not disturbed");
     bench.server = None;
     assert!(!bench.path().exists());
