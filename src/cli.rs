@@ -24,6 +24,10 @@ pub(crate) enum Command {
     Create(CreateArgs),
     /// Run this node's replicas in the foreground, until SIGTERM or SIGINT
     Replicator(ReplicatorArgs),
+    /// Run this node's orchestrator in the foreground: votes, notices failures, promotes
+    Orchestrator(OrchestratorArgs),
+    /// Ask the orchestrator: who leads, who may write, what would happen; or tell it what is wanted
+    Cluster(ClusterArgs),
     /// Show a node and its volumes: what is wrong and what to type next
     Status(StatusArgs),
     /// Make a node the volume's primary: clients are served there
@@ -34,7 +38,7 @@ pub(crate) enum Command {
     Shrink(ShrinkArgs),
     /// Give up the data of this node's copy, and have it written anew by the primary
     Invalidate(InvalidateArgs),
-    /// Read a replica at rest: superblock, journal, entries
+    /// Read a replica at rest: superblock, journal, entries. Exit code 3 if it is damaged
     Inspect(InspectArgs),
     /// Check a configuration file, or print one to begin with
     #[command(subcommand)]
@@ -90,6 +94,71 @@ pub(crate) struct ReplicatorArgs {
     /// Be killed when the process with this id, which must be the parent, ends
     #[arg(long, value_name = "PID", hide = true)]
     pub(crate) die_with: Option<u32>,
+}
+
+/// Arguments of `orchestrator`.
+#[derive(Debug, Args)]
+pub(crate) struct OrchestratorArgs {
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+    /// Be killed when the process with this id, which must be the parent, ends
+    #[arg(long, value_name = "PID", hide = true)]
+    pub(crate) die_with: Option<u32>,
+}
+
+/// Arguments of `cluster`.
+#[derive(Debug, Args)]
+pub(crate) struct ClusterArgs {
+    /// What to ask or to say
+    #[command(subcommand)]
+    pub(crate) command: ClusterCommand,
+    /// The orchestrator's control socket [default: /run/holdfast/orchestrator.sock]
+    #[arg(long, global = true, value_name = "SOCKET", env = "HOLDFAST_ORCHESTRATOR")]
+    pub(crate) control: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+/// What to ask the orchestrator, or to tell it.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClusterCommand {
+    /// Who leads, who is heard, who may write each volume, and why nothing else
+    Status,
+    /// What would happen; asked at the leader
+    Plan {
+        /// If this node died now
+        #[arg(long, value_name = "NODE")]
+        dead: Option<String>,
+    },
+    /// Let a volume be primary on another node, with everything safe first
+    Move {
+        /// The volume
+        volume: String,
+        /// Where to [default: nowhere in particular any more]
+        #[arg(long, value_name = "NODE")]
+        to: Option<String>,
+    },
+    /// Give a node nothing, and take from it what it has
+    Standby {
+        /// The node
+        node: String,
+        /// It may be given things again
+        #[arg(long)]
+        off: bool,
+    },
+    /// Let the orchestrator do nothing: about everything, a volume or a node
+    Pause {
+        /// Only this volume
+        #[arg(long, value_name = "VOLUME", conflicts_with = "node")]
+        volume: Option<String>,
+        /// Only this node
+        #[arg(long, value_name = "NODE")]
+        node: Option<String>,
+        /// Let it go on
+        #[arg(long)]
+        off: bool,
+    },
 }
 
 /// Arguments of `status`.
@@ -343,6 +412,12 @@ mod tests {
             "holdfast config new",
             "holdfast sandbox --nodes 3 --protocol b --size 2G --journal-size 64MiB --on-peer-loss continue --tcp",
             "holdfast demo --json --seconds 3",
+            "holdfast orchestrator --config f --node a",
+            "holdfast cluster status --json",
+            "holdfast cluster plan --dead b --control /s",
+            "holdfast cluster move r0 --to b",
+            "holdfast cluster standby b --off",
+            "holdfast cluster pause --volume r0",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
         }
@@ -359,6 +434,7 @@ mod tests {
             ("holdfast inspect", "--journal <PATH>"),
             ("holdfast sandbox --size 1GB", "1GiB"),
             ("holdfast sandbox --nodes 99", "8"),
+            ("holdfast cluster pause --volume r0 --node a", "cannot be used with"),
         ] {
             let error = Cli::try_parse_from(line.split(' ')).expect_err(line);
             assert!(error.to_string().contains(part), "{line}: {error}");

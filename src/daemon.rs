@@ -159,7 +159,7 @@ fn make_folders(cluster: &Cluster, node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn die_with(parent: u32) -> Result<()> {
+pub(crate) fn die_with(parent: u32) -> Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL)).context("cannot ask to die with the parent")?;
     // It may have ended before the kernel was asked.
     let is_parent = getppid().map(Pid::as_raw_pid) == i32::try_from(parent).ok();

@@ -13,7 +13,7 @@ use replicator_core::units::NodeId;
 use serde_json::{Value, json};
 
 use crate::cli::InspectArgs;
-use crate::output::{self, human_bytes};
+use crate::output::{self, counted, human_bytes};
 use crate::target;
 
 /// What to look at, and how nodes are called.
@@ -58,21 +58,33 @@ pub(crate) fn run(arguments: &InspectArgs) -> Result<()> {
     } else {
         output::print(&to_text(&subject, &inspection, disk.as_deref(), arguments.entries))?;
     }
-    if inspection.current.is_none() {
-        bail!("{} holds no sound superblock", subject.journal.display());
+    let damage = inspection.damage();
+    if damage.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    Err(Damaged { journal: subject.journal, damage: damage.join("; ") }.into())
 }
 
-fn current(inspection: &Inspection) -> Option<&Superblock> {
-    inspection.copies.get(inspection.current?)?.as_ref().ok()
+/// The replica was read, and is damaged: an ending of its own, so that a script can tell it from a failure to read.
+#[derive(Debug)]
+pub(crate) struct Damaged {
+    journal: PathBuf,
+    damage: String,
+}
+
+impl std::error::Error for Damaged {}
+
+impl std::fmt::Display for Damaged {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.journal.display(), self.damage)
+    }
 }
 
 /// Whether the disk is the one the journal was written for.
 fn disk_verdict(disk: &Path, inspection: &Inspection) -> Result<String> {
     let metadata =
         std::fs::metadata(disk).with_context(|| format!("cannot look at the disk {}", disk.display()))?;
-    let Some(superblock) = current(inspection) else {
+    let Some(superblock) = inspection.superblock() else {
         return Ok("cannot be told without a superblock".into());
     };
     let fingerprint = if metadata.is_file() { metadata.ino() } else { 0 };
@@ -104,7 +116,7 @@ fn to_text(subject: &Subject, inspection: &Inspection, disk: Option<&str>, entri
         };
         let _ = writeln!(out, "superblock copy {index}: {verdict}");
     }
-    if let Some(superblock) = current(inspection) {
+    if let Some(superblock) = inspection.superblock() {
         superblock_text(subject, superblock, &mut out);
     }
     if let Some(Ok(layout)) = &inspection.layout {
@@ -145,7 +157,10 @@ fn superblock_text(subject: &Subject, superblock: &Superblock, out: &mut String)
         );
     }
     if superblock.repairs > 0 {
-        line("repairs", format!("{} damaged superblock copies so far", superblock.repairs));
+        line(
+            "repairs",
+            counted(superblock.repairs, "unreadable superblock copy", "unreadable superblock copies"),
+        );
     }
     for reign in superblock.history.reigns() {
         line("reign", format!("epoch {} from sequence {}, {:032x}", reign.epoch, reign.first, reign.reign.0));
@@ -163,12 +178,13 @@ fn ring_text(inspection: &Inspection, out: &mut String) {
         inspection.frames.iter().filter(|frame| frame.payloads.is_err() || frame.local.is_err()).count();
     let _ = writeln!(
         out,
-        "log: {} frames with {entries} entries, {}",
-        inspection.frames.len(),
+        "log: {} with {}, {}",
+        counted(inspection.frames.len() as u64, "frame", "frames"),
+        counted(entries as u64, "entry", "entries"),
         human_bytes(bytes)
     );
     if damaged > 0 {
-        let _ = writeln!(out, "  {damaged} frames are damaged");
+        let _ = writeln!(out, "  damaged: {}", counted(damaged as u64, "frame", "frames"));
     }
     let _ = writeln!(out, "  ends: {}", end(&inspection.end));
 }
@@ -178,6 +194,9 @@ fn end(end: &FramesEnd) -> String {
         FramesEnd::NoSuperblock => "nothing was read, there is no sound superblock".to_owned(),
         FramesEnd::Limit => "as many frames as were asked for; there may be more".to_owned(),
         FramesEnd::NoFrame { ring_offset, error } => format!("at ring offset {}: {error}", ring_offset.0),
+        FramesEnd::Cut { ring_offset } => {
+            format!("at ring offset {}: a frame that was cut off, not part of this log", ring_offset.0)
+        }
         FramesEnd::Stale { ring_offset } => {
             format!("at ring offset {}: an older frame, not part of this log", ring_offset.0)
         }
@@ -191,11 +210,11 @@ fn frame_text(frame: &InspectedFrame, out: &mut String) {
     let header = &frame.header;
     let _ = writeln!(
         out,
-        "frame at {}: epoch {}, sequence {}, {} entries, {} bytes, committed {}, stable {}{}",
+        "frame at {}: epoch {}, sequence {}, {}, {} bytes, committed {}, stable {}{}",
         frame.ring_offset.0,
         header.epoch,
         header.first,
-        header.entries,
+        counted(u64::from(header.entries), "entry", "entries"),
         header.total_bytes,
         header.committed,
         header.stable,
@@ -235,6 +254,7 @@ fn to_json(subject: &Subject, inspection: &Inspection, disk: Option<&str>, entri
         "frames": inspection.frames.len(),
         "entries": count,
         "end": end(&inspection.end),
+        "damage": inspection.damage(),
     });
     if entries {
         value["log"] = inspection.frames.iter().map(frame_json).collect();

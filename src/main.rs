@@ -1,5 +1,5 @@
 //! The `holdfast` command. What each subcommand does lies in its own file; here are only the ways to end:
-//! 0 done, 1 failed or refused, 2 used wrongly.
+//! 0 done, 1 failed or refused, 2 used wrongly, 3 inspected and found damaged.
 
 mod cli;
 mod configuration;
@@ -9,6 +9,8 @@ mod demo;
 mod inspect;
 mod nbd_client;
 mod notify;
+mod orchestrator;
+mod orchestrator_cluster;
 mod output;
 mod role;
 mod sandbox;
@@ -23,10 +25,15 @@ use clap::Parser;
 
 use cli::{Cli, Command};
 
+/// `inspect` has read a replica, and it is damaged.
+const EXIT_DAMAGED: u8 = 3;
+
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Create(arguments) => create::run(&arguments),
         Command::Replicator(arguments) => daemon::run(&arguments),
+        Command::Orchestrator(arguments) => orchestrator::run(&arguments),
+        Command::Cluster(arguments) => orchestrator_cluster::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Promote(arguments) => role::promote(&arguments),
         Command::Demote(arguments) => role::demote(&arguments),
@@ -43,7 +50,8 @@ fn main() -> ExitCode {
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             output::complain(&error);
-            ExitCode::FAILURE
+            let is_damage = error.downcast_ref::<inspect::Damaged>().is_some();
+            if is_damage { ExitCode::from(EXIT_DAMAGED) } else { ExitCode::FAILURE }
         }
     }
 }

@@ -68,7 +68,7 @@ pub(crate) fn human_bytes(bytes: u64) -> String {
         scaled /= 1024.0;
         unit += 1;
     }
-    if unit == 0 || scaled >= 100.0 || scaled.fract() < 0.05 {
+    if unit == 0 || scaled >= 100.0 || !(0.05..0.95).contains(&scaled.fract()) {
         format!("{scaled:.0} {}", UNITS[unit])
     } else {
         format!("{scaled:.1} {}", UNITS[unit])
@@ -86,6 +86,11 @@ pub(crate) fn grouped(number: u64) -> String {
         out.push(digit);
     }
     out
+}
+
+/// So many of something.
+pub(crate) fn counted(count: u64, one: &str, many: &str) -> String {
+    format!("{} {}", grouped(count), if count == 1 { one } else { many })
 }
 
 /// Emphasis on a terminal, nothing elsewhere.
@@ -127,13 +132,21 @@ mod tests {
 
     #[test]
     fn numbers_for_people() {
-        for (bytes, text) in
-            [(0, "0 B"), (512, "512 B"), (1536, "1.5 KiB"), (1 << 20, "1 MiB"), (200 << 30, "200 GiB")]
-        {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (512, "512 B"),
+            (1536, "1.5 KiB"),
+            (1 << 20, "1 MiB"),
+            ((31 << 20) - 20_000, "31 MiB"),
+            (200 << 30, "200 GiB"),
+        ] {
             assert_eq!(human_bytes(bytes), text);
         }
         for (number, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (1_234_567, "1,234,567")] {
             assert_eq!(grouped(number), text);
+        }
+        for (count, text) in [(0, "0 flushes"), (1, "1 flush"), (2000, "2,000 flushes")] {
+            assert_eq!(counted(count, "flush", "flushes"), text);
         }
     }
 }

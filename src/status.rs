@@ -12,7 +12,7 @@ use replicator::control::json::{
 use replicator::control::{Client, ClientError};
 
 use crate::cli::StatusArgs;
-use crate::output::{self, Style, arrow, grouped, human_bytes};
+use crate::output::{self, Style, arrow, counted, human_bytes};
 use crate::signals::StopFlag;
 use crate::table::Table;
 use crate::target;
@@ -125,13 +125,13 @@ fn render_volume(volume: &VolumeReport, style: Style) -> String {
     let counters = &replica.counters;
     let _ = writeln!(
         out,
-        "  I/O     {} writes ({}), {} reads ({}), {} flushes, {} connected",
-        grouped(counters.writes),
+        "  I/O     {} ({}), {} ({}), {}, {}",
+        counted(counters.writes, "write", "writes"),
         human_bytes(counters.written_bytes),
-        grouped(counters.reads),
+        counted(counters.reads, "read", "reads"),
         human_bytes(counters.read_bytes),
-        grouped(counters.flushes),
-        replica.nbd_connections
+        counted(counters.flushes, "flush", "flushes"),
+        counted(u64::from(replica.nbd_connections), "connection", "connections")
     );
     for uri in &volume.nbd {
         let _ = writeln!(out, "  nbd     {uri}");
@@ -174,8 +174,7 @@ fn behind(replica: &ReplicaReport, peer: &PeerReport) -> String {
     match replica.journaled.saturating_sub(peer.ack.journaled) {
         _ if !is_connected => "?".to_owned(),
         0 => "0".to_owned(),
-        1 => "1 entry".to_owned(),
-        entries => format!("{} entries", grouped(entries)),
+        entries => counted(entries, "entry", "entries"),
     }
 }
 

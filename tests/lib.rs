@@ -146,6 +146,22 @@ impl Sandbox {
         replica.is_object().then(|| replica.clone())
     }
 
+    /// What a node's processes have said so far.
+    #[must_use]
+    pub fn log(&self, node: usize) -> String {
+        let name = &self.nodes[node].name;
+        let files = [format!("s/{name}.log"), format!("{name}.again")];
+        let texts = files.map(|file| std::fs::read(self.folder.path().join(file)).unwrap_or_default());
+        texts.map(|text| String::from_utf8_lossy(&text).into_owned()).concat()
+    }
+
+    /// What `holdfast status` says at a node to people.
+    #[must_use]
+    pub fn status_text(&self, node: usize) -> String {
+        let output = run(&["status", "--control", &self.nodes[node].control]);
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
     /// Promotes a node.
     #[must_use]
     pub fn promote(&self, node: usize, force: bool) -> Output {

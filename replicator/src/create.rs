@@ -13,6 +13,7 @@ use replicator_core::units::NodeSet;
 
 use crate::device::{Device, Kind, io_error};
 use crate::error::{CreateError, Purpose};
+use crate::names::NodeNames;
 use crate::options::VolumeOptions;
 use crate::{auth, clock};
 
@@ -67,7 +68,7 @@ fn make(
         Kind::Block => journal.size_bytes(),
     };
     let layout = Layout::new(options.size_bytes, journal_bytes)?;
-    check_journal(&journal, force)?;
+    check_journal(&journal, &options.names(), force)?;
     check_disk(&disk, options.size_bytes, force)?;
 
     // The old superblock goes first: from here on there is no half-made replica, only none.
@@ -100,7 +101,7 @@ fn make(
 }
 
 /// Whether the journal may be overwritten.
-fn check_journal(journal: &Device, force: bool) -> Result<(), CreateError> {
+fn check_journal(journal: &Device, names: &NodeNames, force: bool) -> Result<(), CreateError> {
     if force || journal.size_bytes() == 0 {
         return Ok(());
     }
@@ -111,7 +112,7 @@ fn check_journal(journal: &Device, force: bool) -> Result<(), CreateError> {
     }
     if let Ok((found, _)) = superblock::choose([&copies[0], &copies[1]]) {
         let (path, volume) = (journal.path().to_owned(), found.volume.0);
-        return Err(CreateError::Replica { path, volume, node: found.node });
+        return Err(CreateError::Replica { path, volume, node: names.of(found.node) });
     }
     check_blank(journal, Purpose::Journal)
 }

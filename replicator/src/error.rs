@@ -10,7 +10,6 @@ use replicator_core::command::AdminError;
 use replicator_core::disk::layout::LayoutError;
 use replicator_core::disk::superblock::SuperblockError;
 use replicator_core::recovery::RecoverError;
-use replicator_core::units::NodeId;
 use thiserror::Error;
 
 /// What a device is there for; only for messages.
@@ -111,9 +110,9 @@ pub enum IdentityError {
     #[error("the journal belongs to node {found}, this is node {configured}; was the disk moved or copied?")]
     Node {
         /// What the journal says.
-        found: NodeId,
+        found: String,
         /// What the configuration says.
-        configured: NodeId,
+        configured: String,
     },
     /// The disk is not the one the journal was written for.
     #[error(
@@ -285,14 +284,14 @@ pub enum CreateError {
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// There is a replica already.
-    #[error("{path}: this journal already holds volume {volume:032x}, node {node}; --force overwrites it")]
+    #[error("{path}: this journal already holds volume {volume:032x} of node {node}; --force overwrites it")]
     Replica {
         /// The journal.
         path: PathBuf,
         /// What it holds.
         volume: u128,
-        /// Whose copy.
-        node: NodeId,
+        /// The name of the node whose copy it is.
+        node: String,
     },
     /// There are bytes that may be somebody's.
     #[error(

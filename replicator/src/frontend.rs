@@ -19,8 +19,11 @@ pub(crate) const INBOX_BYTES: usize = 256 << 10;
 const OUTBOX_BYTES: usize = 32 << 10;
 /// Requests of one connection under way at one time; more wait in the socket.
 pub(crate) const REQUESTS_MAX: u32 = 256;
+/// Replies that one connection has not taken yet; while it has that many bytes of them, its requests wait in the
+/// socket, so that a client that does not read cannot take the memory of the others.
+pub(crate) const REPLY_BYTES_MAX: usize = 4 << 20;
 /// A connection that takes longer to negotiate is closed.
-pub(crate) const HANDSHAKE_MS: u64 = 10_000;
+pub(crate) const HANDSHAKE_MS: u64 = 3_000;
 /// A connection that holds memory for a payload and does not send it for so long is closed.
 pub(crate) const STALL_MS: u64 = 30_000;
 
@@ -83,11 +86,13 @@ pub(crate) struct Client {
     pub(crate) life: Life,
     /// Requests under way.
     pub(crate) operations: u32,
+    /// Memory of its reads, until their data has left.
+    pub(crate) read_bytes: usize,
     /// It is in the list of those with something to send.
     pub(crate) is_dirty: bool,
     /// It is in the list of those that wait for memory.
     pub(crate) is_parked: bool,
-    /// It has as many requests under way as it may.
+    /// It has as many requests or replies under way as it may.
     pub(crate) is_full: bool,
     /// When the negotiation, or the payload being received, must be done.
     pub(crate) deadline: Option<Instant>,
@@ -115,6 +120,7 @@ impl Client {
             stage: Stage::Header,
             life: Life::Open,
             operations: 0,
+            read_bytes: 0,
             is_dirty: false,
             is_parked: false,
             is_full: false,
@@ -137,6 +143,12 @@ impl Client {
         self.deadline = None;
         self.format = self.session.negotiated()?.format;
         self.session.negotiated()
+    }
+
+    /// Whether its next request must wait for its last ones.
+    pub(crate) fn is_laden(&self) -> bool {
+        let reply_bytes = self.read_bytes + self.outbox.waiting_bytes();
+        self.operations >= REQUESTS_MAX || reply_bytes >= REPLY_BYTES_MAX
     }
 
     /// Whether the kernel has no operation of this connection any more.
@@ -176,6 +188,11 @@ pub(crate) struct Read {
 }
 
 impl Read {
+    /// Memory that it takes.
+    pub(crate) fn buffer_bytes(&self) -> usize {
+        self.pieces().map(|(_, buffer)| buffer.len_bytes()).sum()
+    }
+
     /// All pieces: what to send of each, and its buffer.
     pub(crate) fn pieces(&self) -> impl Iterator<Item = (Span, Buffer)> + '_ {
         let (buffer, len) = self.first;

@@ -18,10 +18,12 @@ pub mod error;
 mod frontend;
 pub mod inspect;
 mod link;
+mod names;
 pub mod options;
 mod ring;
 mod start;
 
 pub use create::{Created, create};
 pub use error::{CreateError, InspectError, StartError, VolumeError, VolumeFault};
+pub use names::NodeNames;
 pub use start::{VolumeHandle, VolumeStatus, open};

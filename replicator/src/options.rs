@@ -3,9 +3,12 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use replicator_core::config::Config;
 use replicator_core::units::NodeId;
+
+use crate::names::NodeNames;
 
 /// Whether the disk and journal are opened with `O_DIRECT`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -82,6 +85,17 @@ pub struct VolumeOptions {
     pub nbd_connections_max: u32,
     /// Flags of the ring.
     pub ring: RingOptions,
+    /// How long the reactor looks for completions before it sleeps, at most.
+    pub busy_poll: Duration,
     /// Whether the process locks its memory and says `PR_SET_IO_FLUSHER`.
     pub lock_memory: bool,
+}
+
+impl VolumeOptions {
+    /// The names of this node and its peers.
+    #[must_use]
+    pub fn names(&self) -> NodeNames {
+        let peers = self.peers.iter().map(|peer| (peer.node, peer.name.clone()));
+        std::iter::once((self.core.node, self.node_name.clone())).chain(peers).collect()
+    }
 }

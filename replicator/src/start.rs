@@ -40,16 +40,20 @@ pub fn open(options: VolumeOptions) -> Result<VolumeHandle, StartError> {
     }
     let mut journal = Device::open(&options.journal, Purpose::Journal)?;
     let mut disk = Device::open(&options.disk, Purpose::Disk)?;
-    let (superblock, repaired) = read_superblock(&journal)?;
+    let (superblock, copies) = read_superblock(&journal)?;
     check_identity(&options, &superblock, &journal, &disk)?;
     Layout::new(superblock.volume_bytes, superblock.journal_bytes)?;
-    if repaired {
-        log.line("one copy of the superblock was damaged or old; the other one is used and repairs it");
+    if let Some(text) = copies.explanation() {
+        log.line(text);
     }
     let exports = exports(&options)?;
-    let recovered =
-        recovery::recover(&superblock, repaired, clock::boot_id(), &mut BlockingReader { journal: &journal })
-            .map_err(|error| StartError::Recover { path: options.journal.clone(), error })?;
+    let recovered = recovery::recover(
+        &superblock,
+        copies.is_damage(),
+        clock::boot_id(),
+        &mut BlockingReader { journal: &journal },
+    )
+    .map_err(|error| StartError::Recover { path: options.journal.clone(), error })?;
     let page = u32::try_from(PAGE_BYTES).expect("4096");
     for (device, granularity) in [(&mut journal, page), (&mut disk, options.block_bytes)] {
         if let Some(reason) = device.set_direct(options.direct_io, granularity)? {
@@ -117,8 +121,48 @@ impl Drop for ExitGuard {
     }
 }
 
-/// Both copies, whichever counts.
-fn read_superblock(journal: &Device) -> Result<(Superblock, bool), StartError> {
+/// What the two copies of the superblock are to each other. Whichever counts, the start writes both.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Copies {
+    Equal,
+    /// One is sound and older: whoever wrote them was stopped between the two.
+    OneBehind,
+    /// One is not sound.
+    OneDamaged(SuperblockError),
+}
+
+impl Copies {
+    fn compare(copies: [&[u8]; 2]) -> Self {
+        match copies.map(Superblock::decode) {
+            [Ok(first), Ok(second)] if first.sequence == second.sequence => Self::Equal,
+            [Ok(_), Ok(_)] => Self::OneBehind,
+            [Err(error), _] | [_, Err(error)] => Self::OneDamaged(error),
+        }
+    }
+
+    fn is_damage(&self) -> bool {
+        matches!(self, Self::OneDamaged(_))
+    }
+
+    /// What the log says of it.
+    fn explanation(&self) -> Option<String> {
+        match self {
+            Self::Equal => None,
+            Self::OneBehind => Some(
+                "one copy of the superblock is older: this replica was stopped while it wrote the two. That does no \
+                 harm; the newer one is used"
+                    .to_owned(),
+            ),
+            Self::OneDamaged(error) => Some(format!(
+                "one copy of the superblock is damaged ({error}); the other one is used and repairs it. After a power \
+                 cut that may be; otherwise check the journal's device (smartctl, dmesg)"
+            )),
+        }
+    }
+}
+
+/// The copy that counts, and what the other one is.
+fn read_superblock(journal: &Device) -> Result<(Superblock, Copies), StartError> {
     let mut copies = [[0; SUPERBLOCK_BYTES]; 2];
     for (offset, copy) in SUPERBLOCK_AT.into_iter().zip(&mut copies) {
         if offset + SUPERBLOCK_BYTES as u64 > journal.size_bytes() {
@@ -129,8 +173,10 @@ fn read_superblock(journal: &Device) -> Result<(Superblock, bool), StartError> {
             copy.fill(0);
         }
     }
-    superblock::choose([&copies[0], &copies[1]])
-        .map_err(|error: SuperblockError| StartError::NoReplica { path: journal.path().to_owned(), error })
+    let copies: [&[u8]; 2] = [&copies[0], &copies[1]];
+    let (superblock, _) = superblock::choose(copies)
+        .map_err(|error| StartError::NoReplica { path: journal.path().to_owned(), error })?;
+    Ok((superblock, Copies::compare(copies)))
 }
 
 /// Whether configuration, journal and disk belong together.
@@ -153,7 +199,8 @@ fn check_identity(
         let (found, configured) = (superblock.incarnation.0, core.incarnation.0);
         Some(IdentityError::Incarnation { found, configured })
     } else if superblock.node != core.node {
-        Some(IdentityError::Node { found: superblock.node, configured: core.node })
+        let (found, configured) = (options.names().of(superblock.node), options.node_name.clone());
+        Some(IdentityError::Node { found, configured })
     } else if superblock.volume_bytes != options.size_bytes {
         let (recorded_bytes, configured_bytes) = (superblock.volume_bytes, options.size_bytes);
         Some(IdentityError::Size { recorded_bytes, configured_bytes })

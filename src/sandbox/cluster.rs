@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use replicator::config::{self, WithSecret};
-use replicator::control::json::ReplicaReport;
+use replicator::control::json::{PeerReport, ReplicaReport};
 use replicator::control::{Client, ClientError};
 
 use super::node::SandboxNode;
@@ -66,19 +66,16 @@ impl SandboxCluster {
     pub(crate) fn make_ready(&mut self, within: Duration) -> Result<()> {
         let deadline = Instant::now() + within;
         self.wait_for(deadline, "all nodes to be up and connected", |nodes| {
-            nodes.iter().all(|node| {
-                node_replica(node)
-                    .is_some_and(|replica| replica.peers.iter().all(|peer| is_connected(&peer.connection)))
-            })
+            // A peer that is being brought level is connected, too, but nobody is Primary yet that could do that.
+            let is_idle = |peer: &PeerReport| peer.connection == "Connected";
+            nodes
+                .iter()
+                .all(|node| node_replica(node).is_some_and(|replica| replica.peers.iter().all(is_idle)))
         })?;
-        let first = &self.nodes[0];
-        first
-            .client()
-            .promote(VOLUME, false)
-            .with_context(|| format!("node {} is not promoted{}", first.name, first.log_tail()))?;
+        self.promote_first(deadline)?;
         self.wait_for(deadline, "the primary to serve with every replica in place", |nodes| {
             node_replica(&nodes[0]).is_some_and(|replica| {
-                let is_level = |peer: &replicator::control::json::PeerReport| {
+                let is_level = |peer: &PeerReport| {
                     peer.connection == "Established" && (peer.member || peer.protocol == "A")
                 };
                 replica.serving && replica.frozen.is_none() && replica.peers.iter().all(is_level)
@@ -86,12 +83,32 @@ impl SandboxCluster {
         })
     }
 
+    /// Promotes the first node. A link may break at the very moment it is asked, so a refusal is no last word.
+    fn promote_first(&mut self, deadline: Instant) -> Result<()> {
+        let mut refusal = None;
+        let promoted = self.wait_for(deadline, "the first node to be promoted", |nodes| {
+            match nodes[0].client().promote(VOLUME, false) {
+                Ok(_) => true,
+                Err(error) => {
+                    // Whether it was done though the answer was lost shows in its role.
+                    let is_primary = node_replica(&nodes[0]).is_some_and(|replica| replica.role == "Primary");
+                    refusal = Some(error);
+                    is_primary
+                }
+            }
+        });
+        match (promoted, refusal) {
+            (Err(error), Some(refusal)) => Err(error.context(refusal)),
+            (result, _) => result,
+        }
+    }
+
     /// Waits until `condition` holds; fails at the deadline, at a signal, or when a node has ended.
     pub(crate) fn wait_for(
         &mut self,
         deadline: Instant,
         what: &str,
-        condition: impl Fn(&[SandboxNode]) -> bool,
+        mut condition: impl FnMut(&[SandboxNode]) -> bool,
     ) -> Result<()> {
         loop {
             for node in &mut self.nodes {
@@ -233,11 +250,6 @@ impl Drop for SandboxCluster {
 /// What the node's replica says, if it answers.
 pub(crate) fn node_replica(node: &SandboxNode) -> Option<ReplicaReport> {
     node.client().volume(VOLUME).ok()?.replica
-}
-
-/// Whether a connection is up.
-fn is_connected(connection: &str) -> bool {
-    matches!(connection, "Connected" | "CatchUp" | "Established")
 }
 
 fn problems(node: &SandboxNode) -> String {

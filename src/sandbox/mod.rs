@@ -4,6 +4,7 @@
 pub(crate) mod cluster;
 pub(crate) mod node;
 pub(crate) mod plan;
+mod ports;
 pub(crate) mod workspace;
 
 use std::time::Duration;

@@ -1,10 +1,11 @@
 //! What a sandbox is made of, and the configuration file that says so.
 
 use std::fmt::Write as _;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
 use anyhow::{Context, Result};
 use replicator::config::{format_uuid, fresh_uuid};
+
+use super::ports;
 
 /// The sandbox's volume.
 pub(crate) const VOLUME: &str = "r0";
@@ -34,7 +35,7 @@ impl Plan {
 
     /// The configuration file; all paths in it are relative to where it lies.
     pub(crate) fn configuration(&self) -> Result<String> {
-        let mut ports = free_ports(2 * usize::from(self.nodes))?.into_iter();
+        let mut ports = ports::free(2 * usize::from(self.nodes))?.into_iter();
         let mut text =
             String::from("# A throwaway cluster, made by holdfast.\n\n[cluster]\nname = \"sandbox\"\n");
         text.push_str("secret-file = \"secret\"\n");
@@ -69,14 +70,6 @@ impl Plan {
         }
         Ok(text)
     }
-}
-
-/// Loopback ports that nobody listened on a moment ago. All are held until the last is found, so that they differ.
-fn free_ports(count: usize) -> Result<Vec<u16>> {
-    let bind = || TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
-    let listeners: Result<Vec<TcpListener>, _> = (0..count).map(|_| bind()).collect();
-    let listeners = listeners.context("cannot find free ports on 127.0.0.1")?;
-    listeners.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
 }
 
 #[cfg(test)]

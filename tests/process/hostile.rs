@@ -3,9 +3,9 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use holdfast_tests::{Client, Sandbox};
+use holdfast_tests::{Client, Sandbox, wait_for};
 
 fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed | 1;
@@ -77,4 +77,35 @@ fn hostile_bytes_on_every_socket_harm_nobody() {
     client.write_at(4096, &[8; 4096]).unwrap();
     client.flush().unwrap();
     assert_eq!(sandbox.status(0).unwrap()["role"], "Primary");
+}
+
+#[test]
+fn connections_that_do_nothing_keep_nobody_out() {
+    let sandbox = Sandbox::start(&["--size", "16M", "--journal-size", "32M"]);
+    let node = &sandbox.nodes[0];
+    let mut client = Client::connect(&node.nbd_socket).unwrap();
+    let connect = |path: &str| -> Vec<UnixStream> { (0..64).map(|_| unix(path)).collect() };
+    let began = Instant::now();
+    let idle = (connect(&node.nbd_socket), connect(&node.control));
+    let mut late = wait_for("a client to get in", || Client::connect(&node.nbd_socket).ok());
+    late.write_at(0, &[9; 4096]).unwrap();
+    assert_eq!(sandbox.status(0).unwrap()["role"], "Primary");
+    // Sooner than any of them is closed for doing nothing.
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    let mut bytes = [0; 4096];
+    client.read_at(0, &mut bytes).unwrap();
+    assert_eq!(bytes, [9; 4096], "who had negotiated before keeps its place");
+    drop(idle);
+
+    // Those who have negotiated are as many as there may be: they stay, and the next is told in the log.
+    let mut others = vec![client, late];
+    let said = sandbox.log(0).len();
+    while let Ok(other) = Client::connect(&node.nbd_socket) {
+        others.push(other);
+    }
+    assert_eq!(others.len(), 16);
+    wait_for("the refusal to be logged", || {
+        sandbox.log(0)[said..].contains("16 are open, as many as `nbd-connections` allows").then_some(())
+    });
+    others.iter_mut().for_each(|other| other.flush().unwrap());
 }

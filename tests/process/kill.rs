@@ -2,7 +2,6 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use holdfast_tests::{Client, Sandbox, wait_for};
 
@@ -93,7 +92,10 @@ fn run(seed: u64, rounds: u64) {
         if (seed + round).is_multiple_of(3) {
             // The Secondary dies and returns; the Primary waits for it and goes on.
             sandbox.kill(other);
-            std::thread::sleep(Duration::from_millis(20));
+            wait_for("the loss to be noticed", || {
+                let status = sandbox.status(primary)?;
+                (status["peers"][0]["connection"] == "Connecting").then_some(())
+            });
             sandbox.restart(other);
             let before = count.load(Ordering::Relaxed);
             wait_for("writes to go on", || (count.load(Ordering::Relaxed) > before + 20).then_some(()));

@@ -1,7 +1,9 @@
 //! Tests with real processes, real files and real sockets. A test of what happens when a process dies belongs into
-//! `kill`; of a copy that is brought level by blocks, into `resync`; of what a wrong start says, into `messages`; of bytes nobody should send, into `hostile`; of a client that
-//! is not ours, into `foreign`.
+//! `kill`; of who follows it by itself, into `failover`; of a copy that is brought level by blocks, into `resync`; of
+//! what a wrong start says, into `messages`; of bytes nobody should send, into `hostile`; of a client that is not ours,
+//! into `foreign`.
 
+mod failover;
 mod foreign;
 mod hostile;
 mod kill;

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use thiserror::Error;
 
 use crate::disk::superblock::Superblock;
-use crate::event::ZeroKind;
+use crate::event::{Errno, ZeroKind};
 use crate::units::{AdminId, LinkId, NodeId, Position, RequestId, Span, Token};
 use crate::wire::envelope::Envelope;
 use crate::wire::message::Message;
@@ -204,8 +204,17 @@ pub enum Report {
     Frozen(String),
     /// I/O of clients goes on.
     Thawed,
-    /// The device failed.
-    Device(String),
+    /// A device failed, so the copy is out of service.
+    DeviceFailed {
+        /// What it was doing, as in "syncing the journal".
+        what: &'static str,
+        /// What it said.
+        errno: Errno,
+    },
+    /// The backing disk has no space: what is to be applied waits in the journal.
+    DiskFull,
+    /// It has some again.
+    DiskHasSpace,
 }
 
 /// A list of commands that is reused.

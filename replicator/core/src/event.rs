@@ -13,6 +13,14 @@ pub type IoResult = Result<(), Errno>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Errno(pub i32);
 
+impl Errno {
+    /// Whether there was no space, or none that the quota lets be used: ENOSPC or EDQUOT.
+    #[must_use]
+    pub fn is_no_space(self) -> bool {
+        matches!(self.0, 28 | 122)
+    }
+}
+
 /// How a range is zeroed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ZeroKind {

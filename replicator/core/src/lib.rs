@@ -5,7 +5,7 @@
 //!            requests, frames,                      writes, syncs, sends,
 //!   driver --completions, time--> [ machine ] ------answers, timeouts-----> driver
 //!                                   |  |  |
-//!                     log, extents, pool  compare, history      (what it knows)
+//!               log, extents, batch, pool  compare, history      (what it knows)
 //!                                   |
 //!                     frame, disk/, wire/                       (bytes, both ways)
 //! ```
@@ -17,6 +17,7 @@
 
 extern crate alloc;
 
+pub mod batch;
 pub mod bytes;
 pub mod chain;
 pub mod command;

@@ -154,6 +154,8 @@ pub struct Status {
     pub disk_state: DiskState,
     /// Whether the copy must be verified.
     pub suspect: bool,
+    /// Whether the backing disk has no space, so that entries wait in the journal.
+    pub disk_full: bool,
     /// Whether it cannot have lost volatile state since it last acknowledged.
     pub proven: bool,
     /// Bytes of the volume.

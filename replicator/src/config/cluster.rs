@@ -8,7 +8,9 @@ use replicator_core::disk::layout::Layout;
 use replicator_core::units::{Incarnation, NodeId, VolumeId};
 use thiserror::Error;
 
+use super::orchestrator::{NodeOrchestrator, Orchestrator};
 use super::tuning::Tuning;
+use crate::names::NodeNames;
 use crate::options::{PeerAddress, RingOptions, Secret, VolumeOptions};
 
 /// Bytes applied after which a checkpoint is taken, where the ring is large enough.
@@ -27,6 +29,8 @@ pub struct Cluster {
     pub nodes: Vec<Node>,
     /// Its volumes.
     pub volumes: Vec<Volume>,
+    /// How its orchestrators behave, if it has any.
+    pub orchestrator: Option<Orchestrator>,
 }
 
 /// A machine, or rather one replicator process on it.
@@ -40,6 +44,8 @@ pub struct Node {
     pub address: IpAddr,
     /// Its control socket.
     pub control: PathBuf,
+    /// Where its orchestrator is found, if the cluster has any.
+    pub orchestrator: Option<NodeOrchestrator>,
 }
 
 /// A replicated block device.
@@ -142,11 +148,16 @@ impl Cluster {
         self.volumes.iter().filter(move |volume| volume.replicas.iter().any(|replica| replica.node == node))
     }
 
-    /// The name of a node, or its number if it is not in the file.
+    /// The name of the node `id`.
     #[must_use]
     pub fn node_name(&self, id: NodeId) -> String {
-        let found = self.nodes.iter().find(|node| node.id == id);
-        found.map_or_else(|| id.to_string(), |node| node.name.clone())
+        self.names().of(id)
+    }
+
+    /// The names of all nodes.
+    #[must_use]
+    pub fn names(&self) -> NodeNames {
+        self.nodes.iter().map(|node| (node.id, node.name.clone())).collect()
     }
 
     /// What the replica of `volume` on `node` is started with.
@@ -179,6 +190,7 @@ impl Cluster {
             nbd_tcp: replica.nbd_listen,
             nbd_connections_max: tuning.nbd_connections_max,
             ring: RingOptions { defer_taskrun: tuning.defer_taskrun },
+            busy_poll: tuning.busy_poll,
             lock_memory: tuning.lock_memory,
         })
     }

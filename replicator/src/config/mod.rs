@@ -7,6 +7,8 @@
 
 mod cluster;
 mod example;
+mod file;
+mod orchestrator;
 mod problem;
 mod reader;
 mod relations;
@@ -23,8 +25,11 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use file::FileError;
+
 pub use cluster::{Cluster, Node, OptionsError, Replica, Volume};
 pub use example::example;
+pub use orchestrator::{NodeOrchestrator, Orchestrator};
 pub use problem::{Problem, Problems, Severity};
 pub use secret::fresh_secret;
 pub use tuning::Tuning;
@@ -63,11 +68,34 @@ pub enum ConfigError {
         /// Why.
         source: std::io::Error,
     },
+    /// It is no file.
+    #[error("{} is {kind}, and a configuration is a regular file", path.display())]
+    NotRegular {
+        /// The path.
+        path: PathBuf,
+        /// What it is.
+        kind: &'static str,
+    },
     /// It is larger than any configuration.
     #[error("{}: {FILE_BYTES_MAX} bytes is the most a configuration file may have; is it the right file?", path.display())]
     TooLarge {
         /// The file.
         path: PathBuf,
+    },
+    /// It is no text.
+    #[error(
+        "{}: line {line}, byte {column} of it (0x{byte:02x}) is not UTF-8; is it the right file, and saved as UTF-8?",
+        path.display()
+    )]
+    NotText {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The byte of the line, from 1.
+        column: usize,
+        /// Its value.
+        byte: u8,
     },
     /// It has mistakes.
     #[error("{0}")]
@@ -79,13 +107,23 @@ pub enum ConfigError {
 /// # Errors
 /// If it cannot be read or has mistakes; all of them are in the error.
 pub fn load(path: &Path, with_secret: WithSecret) -> Result<Loaded, ConfigError> {
-    let read = |source| ConfigError::Read { path: path.to_owned(), source };
-    let length_bytes = std::fs::metadata(path).map_err(read)?.len();
-    if length_bytes > FILE_BYTES_MAX {
-        return Err(ConfigError::TooLarge { path: path.to_owned() });
+    let owned = || path.to_owned();
+    let (_, bytes) = file::read(path, FILE_BYTES_MAX).map_err(|error| match error {
+        FileError::System(source) => ConfigError::Read { path: owned(), source },
+        FileError::NotRegular(kind) => ConfigError::NotRegular { path: owned(), kind },
+        FileError::TooLarge => ConfigError::TooLarge { path: owned() },
+    })?;
+    match std::str::from_utf8(&bytes) {
+        Ok(text) => parse(path, text, with_secret),
+        Err(error) => Err(not_text(path, &bytes, error.valid_up_to())),
     }
-    let text = std::fs::read_to_string(path).map_err(read)?;
-    parse(path, &text, with_secret)
+}
+
+fn not_text(path: &Path, bytes: &[u8], at: usize) -> ConfigError {
+    let before = &bytes[..at];
+    let start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
+    let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+    ConfigError::NotText { path: path.to_owned(), line, column: at - start + 1, byte: bytes[at] }
 }
 
 /// Checks the text of a file that lies, or would lie, at `path`; relative paths in it start there.

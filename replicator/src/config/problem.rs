@@ -4,6 +4,17 @@ use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+/// Columns of a line that are shown.
+const LINE_COLUMNS: usize = 120;
+/// Of those, columns before the mistake.
+const BEFORE_COLUMNS: usize = 40;
+/// Characters of a message, which may quote what stands in the file.
+const MESSAGE_CHARS_MAX: usize = 300;
+/// Problems that are shown; a file with more is not the right file.
+const PROBLEMS_SHOWN_MAX: usize = 50;
+/// Stands for what is left out.
+const ELLIPSIS: &str = "...";
+
 /// How bad a problem is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Severity {
@@ -45,7 +56,7 @@ impl Problems {
         message: impl Into<String>,
         help: impl Into<Option<String>>,
     ) {
-        self.push(Severity::Error, span, message.into(), help.into());
+        self.push(Severity::Error, span, &message.into(), help.into());
     }
 
     pub(super) fn warning(
@@ -54,10 +65,11 @@ impl Problems {
         message: impl Into<String>,
         help: impl Into<Option<String>>,
     ) {
-        self.push(Severity::Warning, span, message.into(), help.into());
+        self.push(Severity::Warning, span, &message.into(), help.into());
     }
 
-    fn push(&mut self, severity: Severity, span: &Range<usize>, message: String, help: Option<String>) {
+    fn push(&mut self, severity: Severity, span: &Range<usize>, message: &str, help: Option<String>) {
+        let message = shortened(message);
         self.list.push(Problem { severity, span: span.clone(), message, help });
     }
 
@@ -96,15 +108,13 @@ impl Problems {
             Severity::Warning => "warning",
         };
         let margin = " ".repeat(number.to_string().len());
-        // Tabs stay tabs so that the caret stands below the right character on every terminal.
-        let before: String =
-            line.text[..line.offset].chars().map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
         let end = floor_char_boundary(&self.text, problem.span.end).min(line.start + line.text.len());
         let width = self.text.get(line.start + line.offset..end).map_or(0, |s| s.chars().count()).max(1);
+        let Excerpt { text, before, width } = excerpt(line.text, column - 1, width);
         writeln!(f, "{severity}: {}", problem.message)?;
         writeln!(f, "{margin}--> {}:{number}:{column}", self.path.display())?;
         writeln!(f, "{margin} |")?;
-        writeln!(f, "{number} | {}", line.text)?;
+        writeln!(f, "{number} | {text}")?;
         write!(f, "{margin} | {before}{}", "^".repeat(width))?;
         if let Some(help) = &problem.help {
             write!(f, "\n{margin} = {help}")?;
@@ -115,13 +125,16 @@ impl Problems {
 
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, problem) in self.list.iter().enumerate() {
+        for (index, problem) in self.list.iter().take(PROBLEMS_SHOWN_MAX).enumerate() {
             if index > 0 {
                 f.write_str("\n\n")?;
             }
             self.write(f, problem)?;
         }
-        Ok(())
+        match self.list.len().saturating_sub(PROBLEMS_SHOWN_MAX) {
+            0 => Ok(()),
+            more => write!(f, "\n\nand {more} more"),
+        }
     }
 }
 
@@ -134,4 +147,42 @@ struct Line<'t> {
 
 fn floor_char_boundary(text: &str, at: usize) -> usize {
     (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
+}
+
+/// The part of a line that is shown, and what stands below it.
+struct Excerpt {
+    text: String,
+    /// As wide as what comes before the mistake.
+    before: String,
+    /// Columns of the mistake that can be seen.
+    width: usize,
+}
+
+/// The surroundings of the character `at`, where a mistake of `width` characters begins. Tabs stay tabs, so that the
+/// caret stands below the right character on every terminal; other control characters are not for a terminal.
+fn excerpt(line: &str, at: usize, width: usize) -> Excerpt {
+    let shown = |c: char| if c.is_control() && c != '\t' { '\u{fffd}' } else { c };
+    let count = line.chars().count();
+    let start = if count <= LINE_COLUMNS { 0 } else { at.saturating_sub(BEFORE_COLUMNS) };
+    let columns = (count - start).min(LINE_COLUMNS);
+    let head = if start > 0 { ELLIPSIS } else { "" };
+    let tail = if start + columns < count { ELLIPSIS } else { "" };
+    let body: String = line.chars().skip(start).take(columns).map(shown).collect();
+    let blank = |c: char| if c == '\t' { '\t' } else { ' ' };
+    let before = head.chars().chain(line.chars().skip(start).take(at - start)).map(blank).collect();
+    let width = width.min(columns.saturating_sub(at - start)).max(1);
+    Excerpt { text: format!("{head}{body}{tail}"), before, width }
+}
+
+/// A message without the middle of what it quotes at length, and on one line.
+fn shortened(message: &str) -> String {
+    let shown = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    let count = message.chars().count();
+    if count <= MESSAGE_CHARS_MAX {
+        return message.chars().map(shown).collect();
+    }
+    let end = MESSAGE_CHARS_MAX / 3;
+    let head = message.chars().take(MESSAGE_CHARS_MAX - end);
+    let tail = message.chars().skip(count - end);
+    head.chain(ELLIPSIS.chars()).chain(tail).map(shown).collect()
 }

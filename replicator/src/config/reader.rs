@@ -11,6 +11,7 @@ use replicator_core::units::{Incarnation, NodeId, VolumeId};
 use toml::de::DeTable;
 
 use super::cluster::{Cluster, Node, Replica, Volume, resolve};
+use super::orchestrator::{self, NodeOrchestrator, NodeOrchestratorDraft, Orchestrator};
 use super::problem::Problems;
 use super::section::{At, Section};
 use super::tuning::Tuning;
@@ -30,6 +31,7 @@ pub(super) struct NodeDraft {
     pub(super) name: At<String>,
     pub(super) address: At<IpAddr>,
     pub(super) control: At<PathBuf>,
+    pub(super) orchestrator: NodeOrchestratorDraft,
 }
 
 /// A `[[volume]]` with the places of its values.
@@ -74,6 +76,7 @@ pub(super) fn read(
     }
     let mut top = Section::new("the file", document.get_ref(), 0..0);
     let head = read_cluster(&mut top, path, with_secret, problems);
+    let orchestrator = orchestrator::read(&mut top, problems);
     let nodes = read_nodes(&mut top, path, problems);
     let mut sections = top.tables("volume", "[[volume]]", problems);
     let volumes: Option<Vec<_>> =
@@ -81,12 +84,13 @@ pub(super) fn read(
     top.finish(problems);
     // Relations are checked as far as there is something to relate, so that one run shows all mistakes.
     let (nodes, volumes) = (nodes?, volumes?);
-    relations::check(&nodes, &volumes, problems);
+    relations::check(&nodes, &volumes, orchestrator.as_ref(), problems);
     if problems.has_errors() {
         return None;
     }
     let (name, incarnation, secret) = head?;
-    Some(build(name, incarnation, secret, nodes, volumes))
+    let orchestrator = orchestrator.map(|at| at.value);
+    Some(build(name, incarnation, secret, nodes, volumes, orchestrator))
 }
 
 fn read_cluster(
@@ -170,8 +174,9 @@ fn read_node(
     let control = section.text("control", problems);
     let control = control.unwrap_or(At { value: CONTROL_SOCKET.to_owned(), span: header });
     let control = checked_socket(control, "control", path, problems);
+    let orchestrator = orchestrator::read_node(&mut section, path, problems);
     section.finish(problems);
-    Some(NodeDraft { id, name: name?, address: address?, control: control? })
+    Some(NodeDraft { id, name: name?, address: address?, control: control?, orchestrator: orchestrator? })
 }
 
 fn read_volume(mut section: Section<'_>, path: &Path, problems: &mut Problems) -> Option<VolumeDraft> {
@@ -283,7 +288,7 @@ fn checked_name(name: At<String>, problems: &mut Problems) -> Option<At<String>>
     Some(name)
 }
 
-fn checked_address(text: At<String>, key: &str, problems: &mut Problems) -> Option<At<IpAddr>> {
+pub(super) fn checked_address(text: At<String>, key: &str, problems: &mut Problems) -> Option<At<IpAddr>> {
     let parsed = text.value.parse::<IpAddr>();
     if parsed.is_err() {
         let message = format!("`{key}`: \"{}\" is not an IP address", text.value);
@@ -306,7 +311,12 @@ fn checked_listen(text: At<String>, problems: &mut Problems) -> Option<At<Socket
     parsed.ok().map(|value| At { value, span: text.span })
 }
 
-fn checked_socket(text: At<String>, key: &str, file: &Path, problems: &mut Problems) -> Option<At<PathBuf>> {
+pub(super) fn checked_socket(
+    text: At<String>,
+    key: &str,
+    file: &Path,
+    problems: &mut Problems,
+) -> Option<At<PathBuf>> {
     let path = resolve(file, &text.value);
     let length_bytes = path.as_os_str().len();
     if length_bytes > SOCKET_PATH_BYTES_MAX {
@@ -326,7 +336,14 @@ fn build(
     secret: Option<Secret>,
     nodes: Vec<NodeDraft>,
     volumes: Vec<VolumeDraft>,
+    orchestrator: Option<Orchestrator>,
 ) -> Cluster {
+    let build_orchestrator = |address: IpAddr, draft: NodeOrchestratorDraft| NodeOrchestrator {
+        listen: SocketAddr::new(address, draft.port.value),
+        links: draft.links.into_iter().map(|link| link.value).collect(),
+        control: draft.control.value,
+        store: draft.store.value,
+    };
     let nodes: Vec<Node> = nodes
         .into_iter()
         .map(|node| Node {
@@ -334,10 +351,11 @@ fn build(
             name: node.name.value,
             address: node.address.value,
             control: node.control.value,
+            orchestrator: orchestrator.map(|_| build_orchestrator(node.address.value, node.orchestrator)),
         })
         .collect();
     let volumes = volumes.into_iter().map(|volume| build_volume(volume, &nodes)).collect();
-    Cluster { name, incarnation, secret, nodes, volumes }
+    Cluster { name, incarnation, secret, nodes, volumes, orchestrator }
 }
 
 fn build_volume(volume: VolumeDraft, nodes: &[Node]) -> Volume {

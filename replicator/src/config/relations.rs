@@ -10,13 +10,19 @@ use replicator_core::disk::layout::{Layout, LayoutError};
 use replicator_core::limits::VOLUME_BYTES_MAX;
 
 use super::cluster::list;
+use super::orchestrator::{self, Orchestrator};
 use super::problem::Problems;
 use super::reader::{NodeDraft, ReplicaDraft, VolumeDraft};
 use super::section::At;
 use super::value::format_size;
 
 /// Checks all relations.
-pub(super) fn check(nodes: &[NodeDraft], volumes: &[VolumeDraft], problems: &mut Problems) {
+pub(super) fn check(
+    nodes: &[NodeDraft],
+    volumes: &[VolumeDraft],
+    orchestrator: Option<&At<Orchestrator>>,
+    problems: &mut Problems,
+) {
     check_nodes(nodes, problems);
     if volumes.is_empty() {
         problems.warning(&(0..0), "the file has no [[volume]]: there is nothing to replicate", None);
@@ -28,7 +34,10 @@ pub(super) fn check(nodes: &[NodeDraft], volumes: &[VolumeDraft], problems: &mut
         ids.check(&uuid, "uuid", problems);
         check_volume(volume, nodes, problems);
     }
-    check_places(nodes, volumes, problems);
+    check_places(nodes, volumes, orchestrator.is_some(), problems);
+    if let Some(orchestrator) = orchestrator {
+        orchestrator::check(orchestrator, nodes, volumes, problems);
+    }
 }
 
 fn check_nodes(nodes: &[NodeDraft], problems: &mut Problems) {
@@ -122,12 +131,23 @@ fn check_journal(volume: &VolumeDraft, replica: &ReplicaDraft, problems: &mut Pr
 }
 
 /// Paths and ports must differ on one machine; nodes with one address are on one machine.
-fn check_places(nodes: &[NodeDraft], volumes: &[VolumeDraft], problems: &mut Problems) {
+fn check_places(nodes: &[NodeDraft], volumes: &[VolumeDraft], orchestrated: bool, problems: &mut Problems) {
     let (mut paths, mut ports) = (Seen::<(IpAddr, PathBuf)>::default(), Seen::<(IpAddr, u16)>::default());
     for node in nodes {
         let address = node.address.value;
         let control = At { value: (address, node.control.value.clone()), span: node.control.span.clone() };
         paths.check_path(&control, problems);
+        if orchestrated {
+            let draft = &node.orchestrator;
+            for path in [&draft.control, &draft.store] {
+                paths.check_path(
+                    &At { value: (address, path.value.clone()), span: path.span.clone() },
+                    problems,
+                );
+            }
+            let port = At { value: (address, draft.port.value), span: draft.port.span.clone() };
+            ports.check_port(&port, problems);
+        }
     }
     for replica in volumes.iter().flat_map(|volume| &volume.replicas) {
         let Some(node) = nodes.iter().find(|node| node.name.value == replica.node.value) else { continue };

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use ring::rand::{SecureRandom, SystemRandom};
 
+use super::file::{self, FileError};
 use super::problem::Problems;
 use super::section::At;
 use crate::options::Secret;
@@ -32,35 +33,36 @@ pub(super) fn inline(text: &At<String>, problems: &mut Problems) -> Option<Secre
 
 /// Reads the secret from a file of its own.
 pub(super) fn from_file(path: &Path, at: &At<String>, problems: &mut Problems) -> Option<Secret> {
-    let read = std::fs::metadata(path).and_then(|metadata| {
-        let mode = metadata.permissions().mode() & 0o777;
-        let too_large = metadata.len() > SECRET_BYTES_MAX as u64;
-        let bytes = if too_large { Vec::new() } else { std::fs::read(path)? };
-        Ok((mode, too_large, bytes))
-    });
-    let (mode, too_large, bytes) = match read {
+    let (metadata, bytes) = match file::read(path, SECRET_BYTES_MAX as u64) {
         Ok(read) => read,
         Err(error) => {
-            let message = format!("cannot read the secret file {}: {error}", path.display());
-            let help = format!(
-                "make one, the same on all nodes: umask 077; head -c 32 /dev/urandom | base64 > {}",
-                path.display()
-            );
+            let (message, help) = unreadable(path, &error);
             problems.error(&at.span, message, help);
             return None;
         }
     };
-    if too_large {
-        let message = format!("the secret file {} is over {SECRET_BYTES_MAX} bytes", path.display());
-        problems.error(&at.span, message, "is it the right file?".to_owned());
-        return None;
-    }
+    let mode = metadata.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {
         let message = format!("the secret file {} may be read by others (mode {mode:03o})", path.display());
         problems.warning(&at.span, message, format!("chmod 600 {}", path.display()));
     }
     let subject = format!("the secret in {}", path.display());
     sound(bytes.trim_ascii(), &at.span, &subject, problems)
+}
+
+fn unreadable(path: &Path, error: &FileError) -> (String, String) {
+    let path = path.display();
+    let right = || "is it the right file?".to_owned();
+    match error {
+        FileError::System(error) => (
+            format!("cannot read the secret file {path}: {error}"),
+            format!("make one, the same on all nodes: umask 077; head -c 32 /dev/urandom | base64 > {path}"),
+        ),
+        FileError::NotRegular(kind) => {
+            (format!("the secret file {path} is {kind}, and must be a regular file"), right())
+        }
+        FileError::TooLarge => (format!("the secret file {path} is over {SECRET_BYTES_MAX} bytes"), right()),
+    }
 }
 
 fn sound(

@@ -8,6 +8,9 @@ use toml::de::{DeTable, DeValue};
 use super::problem::Problems;
 use super::value::{parse_duration_ms, parse_size};
 
+/// Bytes of a word that may be a known one with a mistake in it.
+const WORD_BYTES_MAX: usize = 64;
+
 /// A value and where it stands in the file.
 #[derive(Clone, Debug)]
 pub(super) struct At<T> {
@@ -23,7 +26,7 @@ impl<T> At<T> {
 
 /// A table being read.
 pub(super) struct Section<'t> {
-    /// How the table is written: `[[node]]`.
+    /// What messages call it: `[[node]]` as it is written, or the file.
     name: &'static str,
     table: &'t DeTable<'t>,
     /// Where its header stands: what a missing key is reported at.
@@ -62,6 +65,27 @@ impl<'t> Section<'t> {
         self.read(key, problems, |value| {
             value.as_str().map(str::to_owned).ok_or_else(|| wrong_type(value, "text in quotes"))
         })
+    }
+
+    /// A list of texts; empty if the key is not there.
+    pub(super) fn texts(&mut self, key: &'static str, problems: &mut Problems) -> Vec<At<String>> {
+        let Some(found) = self.get(key) else { return Vec::new() };
+        let Some(array) = found.get_ref().as_array() else {
+            let help = format!("write {key} = [\"...\"]");
+            problems.error(&found.span(), format!("`{key}` is a list of texts"), help);
+            return Vec::new();
+        };
+        let mut texts = Vec::new();
+        for item in array {
+            match item.get_ref().as_str() {
+                Some(text) => texts.push(At { value: text.to_owned(), span: item.span() }),
+                None => {
+                    let (message, _) = wrong_type(item.get_ref(), "text in quotes");
+                    problems.error(&item.span(), format!("`{key}`: {message}"), None);
+                }
+            }
+        }
+        texts
     }
 
     pub(super) fn boolean(&mut self, key: &'static str, problems: &mut Problems) -> Option<At<bool>> {
@@ -124,7 +148,7 @@ impl<'t> Section<'t> {
         problems: &mut Problems,
     ) -> Option<T> {
         if value.is_none() && !self.table.contains_key(key) {
-            problems.error(&self.span, format!("`{key}` is missing in this {}", self.name), help);
+            problems.error(&self.span, format!("`{key}` is missing in {}", self.name), help);
         }
         value
     }
@@ -208,6 +232,9 @@ fn wrong_type(value: &DeValue<'_>, expected: &str) -> (String, Option<String>) {
 
 /// The word that was probably meant.
 fn nearest<'w>(text: &str, words: &[&'w str]) -> Option<&'w str> {
+    if text.len() > WORD_BYTES_MAX {
+        return None;
+    }
     let lower = text.to_lowercase().replace('_', "-");
     let distance = |word: &&&str| strsim::damerau_levenshtein(&lower, &word.to_lowercase());
     let best = words.iter().min_by_key(distance)?;

@@ -178,9 +178,13 @@ fn all_mistakes_are_shown_at_once() {
 /// What is replaced, by what, and what the message must contain.
 const MISTAKES: &[(&str, &str, &[&str])] = &[
     ("[cluster]", "[cluster", &["holdfast.toml:1:9", "unclosed table"]),
-    ("[cluster]", "[clustr]", &["`cluster` is missing", "unknown key `clustr`", "did you mean `cluster`?"]),
+    (
+        "[cluster]",
+        "[clustr]",
+        &["`cluster` is missing in the file", "unknown key `clustr`", "did you mean `cluster`?"],
+    ),
     ("[cluster]", "[[cluster]]", &["`cluster` is a table", "write [cluster]"]),
-    ("name = \"db\"\n", "", &["`name` is missing in this [cluster]"]),
+    ("name = \"db\"\n", "", &["`name` is missing in [cluster]"]),
     ("\"db\"", "7", &["`name`: expected text in quotes, found integer"]),
     ("\"db\"", "\"D B\"", &["\"D B\" is not a name", "for example \"d-b\""]),
     ("\"db\"", "\"\"", &["1 to 64 characters"]),
@@ -197,7 +201,7 @@ const MISTAKES: &[(&str, &str, &[&str])] = &[
     ("name = \"b\"", "name = \"b\"\nid = 32", &["`id`: 32 is out of range; it may be 0 to 31"]),
     ("\"10.0.0.1\"", "\"node-a\"", &["is not an IP address", "names are not looked up"]),
     ("\"10.0.0.1\"", "\"10.0.0.1:7788\"", &["is not an IP address", "without a port"]),
-    ("address = \"10.0.0.1\"\n", "", &["`address` is missing in this [[node]]", "holdfast.toml:5:1"]),
+    ("address = \"10.0.0.1\"\n", "", &["`address` is missing in [[node]]", "holdfast.toml:5:1"]),
     ("uuid = \"01915f1e-0a4b-4c3d-8e2f-0123456789ab\"\n", "", &["`uuid` is missing", "to paste: uuid = \""]),
     ("01915f1e-0a4b-4c3d-8e2f-0123456789ab", "r0", &["\"r0\" is not a UUID", "to paste: uuid = \""]),
     ("\"1GiB\"", "\"1GB\"", &["sizes are binary here, write \"1GiB\""]),
@@ -224,7 +228,7 @@ const MISTAKES: &[(&str, &str, &[&str])] = &[
     ("node = \"a\"", "node = \"z\"", &["there is no node \"z\"", "the nodes of this file are \"a\", \"b\""]),
     ("node = \"b\"\n", "node = \"a\"\n", &["this replica's node was used before"]),
     ("port = 7788", "port = 70000", &["`port`: 70000 is out of range; it may be 1 to 65535"]),
-    ("port = 7788\n", "", &["`port` is missing in this [[volume.replica]]"]),
+    ("port = 7788\n", "", &["`port` is missing in [[volume.replica]]"]),
     (
         "port = 7788",
         "port = 7788\njournal-size = \"8MiB\"",
@@ -314,8 +318,73 @@ fn files_that_are_none() {
     std::fs::File::create(&large).unwrap().set_len(FILE_BYTES_MAX + 1).unwrap();
     let error = load(&large, WithSecret::Yes).unwrap_err().to_string();
     assert!(error.contains("is it the right file?"), "{error}");
-    std::fs::write(&large, [0xff, 0xfe]).unwrap();
-    assert!(load(&large, WithSecret::Yes).is_err());
+    std::fs::write(&large, b"# one\n# two \xff\n").unwrap();
+    let error = load(&large, WithSecret::Yes).unwrap_err().to_string();
+    assert!(error.contains("line 2, byte 7 of it (0xff) is not UTF-8"), "{error}");
+}
+
+#[test]
+fn what_has_no_end_is_not_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe");
+    let made = rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &pipe,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::from_raw_mode(0o600),
+        0,
+    );
+    made.unwrap();
+    for (path, kind) in
+        [(Path::new("/dev/zero"), "a device"), (folder.path(), "a directory"), (&pipe, "a pipe")]
+    {
+        let error = load(path, WithSecret::Yes).unwrap_err().to_string();
+        assert!(error.contains(kind) && error.contains("regular file"), "{error}");
+        let at_secret = folder.path().join("holdfast.toml");
+        let line = format!("secret-file = \"{}\"", path.display());
+        std::fs::write(&at_secret, with("secret = \"0123456789abcdef\"", &line)).unwrap();
+        let error = load(&at_secret, WithSecret::Yes).unwrap_err().to_string();
+        assert!(error.contains("the secret file") && error.contains(kind), "{error}");
+    }
+    // A file that claims to be empty and is not.
+    let error = load(Path::new("/proc/self/status"), WithSecret::Yes).unwrap_err().to_string();
+    assert!(error.contains("--> /proc/self/status:"), "{error}");
+}
+
+#[test]
+fn a_long_line_is_shown_around_the_mistake() {
+    let long = "x".repeat(200_000);
+    for text in [
+        with("\"db\"", &format!("\"{long}\"")),
+        with("\"db\"", &format!("\"db\" # {long} \u{1b}[2J {long}\n{long} = 1")),
+        with("\"db\"", &format!("{{ {} }}", "a = 1, ".repeat(20_000) + "b =")),
+        with("\"10.0.0.1\"", &format!("\"{long}é{long}\"")),
+    ] {
+        let error = check(&text).unwrap_err().to_string();
+        assert!(error.lines().all(|line| line.chars().count() <= 400), "{error:.2000}");
+        assert!(!error.contains('\u{1b}'), "what a terminal would obey is not printed");
+        let shown = error.lines().filter(|line| line.starts_with(|c: char| c.is_ascii_digit()));
+        assert!(
+            shown.clone().count() > 0 && shown.clone().all(|line| line.chars().count() <= 130),
+            "{error}"
+        );
+        for (line, below) in error.lines().zip(error.lines().skip(1)) {
+            if line.starts_with(|c: char| c.is_ascii_digit()) {
+                assert!(
+                    below.chars().count() <= line.chars().count() + 1,
+                    "the caret is below the line: {error}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn many_mistakes_are_not_all_shown() {
+    let text = format!("{SOUND}\n{}", (0..5000).map(|n| format!("key{n} = 1\n")).collect::<String>());
+    let error = check(&text).unwrap_err().to_string();
+    assert!(error.ends_with("and 4950 more"), "{:.200}", &error[error.len() - 200..]);
+    assert_eq!(error.matches("error: ").count(), 50);
 }
 
 #[test]

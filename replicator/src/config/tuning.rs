@@ -1,5 +1,7 @@
 //! Keys of a volume that have a default which is right for most.
 
+use std::time::Duration;
+
 use replicator_core::config::OnPeerLoss;
 use replicator_core::limits::FRAME_BYTES_MAX;
 use replicator_core::units::PAGE_BYTES;
@@ -29,6 +31,8 @@ pub struct Tuning {
     pub lock_memory: bool,
     /// `IORING_SETUP_DEFER_TASKRUN`.
     pub defer_taskrun: bool,
+    /// How long the reactor looks for completions before it sleeps, at most.
+    pub busy_poll: Duration,
     /// NBD connections at one time.
     pub nbd_connections_max: u32,
     /// How long journaled entries may wait for a sync.
@@ -53,6 +57,7 @@ impl Default for Tuning {
             direct_io: DirectIo::Auto,
             lock_memory: true,
             defer_taskrun: false,
+            busy_poll: Duration::from_micros(100),
             nbd_connections_max: 16,
             sync_interval_ms: 10,
             ping_interval_ms: 500,
@@ -97,6 +102,9 @@ impl Tuning {
         }
         if let Some(choice) = section.choice("ring", &rings, problems) {
             self.defer_taskrun = choice.value;
+        }
+        if let Some(count) = section.integer("busy-poll-us", 0..=10_000, problems) {
+            self.busy_poll = Duration::from_micros(count.value);
         }
         if let Some(choice) = section.boolean("lock-memory", problems) {
             self.lock_memory = choice.value;

@@ -1,6 +1,8 @@
 //! What is wrong with a volume, as seen from one node, and what an operator would type next. A pure function of
 //! the report, so that it can be read top down and tested as a table.
 
+use std::borrow::Borrow;
+
 use super::facts::Facts;
 use super::json::{Advice, AdviceSeverity, PeerReport, ReplicaReport, ResyncReport, VolumeReport};
 
@@ -12,7 +14,7 @@ pub(super) fn problems(facts: &Facts, report: &VolumeReport) -> Vec<Advice> {
     disk(&report.name, replica, &mut list);
     service(&report.name, &own, replica, &mut list);
     for peer in &replica.peers {
-        list.extend(peer_problem(&own, replica, peer));
+        list.extend(peer_problem(&report.name, &own, replica, peer));
     }
     if let Some(lock) = facts.volume(&report.name).map(|volume| volume.tuning.lock_memory)
         && lock
@@ -50,21 +52,36 @@ fn disk(volume: &str, replica: &ReplicaReport, list: &mut Vec<Advice>) {
             "this copy is a mix of old and new blocks and cannot be served".into(),
             Some("it is brought level by itself once a Primary is connected".into()),
         )),
-        "Outdated" => list.push(warning(
-            "this copy is behind: others hold acknowledged writes that it lacks".into(),
-            Some("it catches up by itself once it is connected to a copy that has them".into()),
-        )),
+        "Outdated" => {
+            let refused = names_of(&replica.peers, is_refused);
+            let cure = if refused.is_empty() {
+                "it catches up by itself once it is connected to a copy that has them".to_owned()
+            } else {
+                format!("it catches up with a copy that has them; with {refused} it cannot while that one is refused")
+            };
+            list.push(warning(
+                "this copy is behind: others hold acknowledged writes that it lacks".into(),
+                Some(cure),
+            ));
+        }
         _ => {}
+    }
+    if replica.disk_full {
+        let text = "the backing disk has no space left: what is acknowledged waits in the journal".to_owned();
+        let cure =
+            "free space where it lies (df); it goes on by itself. When the journal is full, too, writes wait";
+        list.push(failure(text, Some(cure.into())));
     }
     if replica.suspect {
         list.push(failure("a failed flush makes this copy doubtful; it must be verified".into(), None));
     }
     if replica.superblock_repairs > 0 {
-        let text = format!("{} damaged superblock copies were repaired so far", replica.superblock_repairs);
-        list.push(warning(
-            text,
-            Some("the journal's device may be failing: check it (smartctl, dmesg)".into()),
-        ));
+        let text = match replica.superblock_repairs {
+            1 => "a damaged copy of the superblock was found and repaired at a start".to_owned(),
+            count => format!("damaged copies of the superblock were found and repaired at {count} starts"),
+        };
+        let cure = "after a power cut that may be; otherwise check the journal's device (smartctl, dmesg)";
+        list.push(note(text, Some(cure.into())));
     }
     if replica.ring.bytes > 0 && replica.ring.used_bytes > replica.ring.bytes / 10 * 9 {
         let percent = u128::from(replica.ring.used_bytes) * 100 / u128::from(replica.ring.bytes);
@@ -78,19 +95,14 @@ fn service(volume: &str, own: &str, replica: &ReplicaReport, list: &mut Vec<Advi
     let missing: Vec<&PeerReport> =
         replica.peers.iter().filter(|peer| peer.member && !is_connected(peer)).collect();
     if let Some(reason) = &replica.frozen {
-        let shrink: Vec<String> =
-            missing.iter().map(|peer| format!("holdfast shrink {volume} --remove {}", peer.node)).collect();
-        let names: Vec<&str> = missing.iter().map(|peer| peer.node.as_str()).collect();
-        let cure = (!missing.is_empty())
-            .then(|| format!("start {} again, or go on without: {}", names.join(" and "), shrink.join("; ")));
-        list.push(failure(format!("I/O waits: {reason}"), cure));
+        list.push(failure(format!("I/O waits: {reason}"), frozen_cure(volume, &missing)));
     }
     if is_primary {
         let is_alone = replica.record.in_sync.iter().all(|node| node == own);
-        let has_members = replica.peers.iter().any(|peer| peer.protocol != "A");
-        if is_alone && has_members {
+        let others: Vec<&PeerReport> = replica.peers.iter().filter(|peer| peer.protocol != "A").collect();
+        if is_alone && !others.is_empty() {
             let text = "this node serves alone: what is written now is on one disk only".to_owned();
-            list.push(warning(text, Some("bring the other replica back; it catches up by itself".into())));
+            list.push(warning(text, Some(alone_cure(&others))));
         }
         return;
     }
@@ -98,9 +110,17 @@ fn service(volume: &str, own: &str, replica: &ReplicaReport, list: &mut Vec<Advi
     if serving.is_some() {
         return;
     }
+    let refused = names_of(&replica.peers, is_refused);
     let may_serve =
         replica.record.in_sync.is_empty() || replica.record.in_sync.iter().any(|node| node == own);
     match &replica.record.primary {
+        Some(primary) if replica.peers.iter().any(|peer| peer.node == *primary && is_refused(peer)) => {
+            let cure = format!(
+                "settle why the two do not connect. While {primary} may serve, holdfast promote \
+                 {volume} --force here would split the history further"
+            );
+            list.push(failure(format!("this copy does not follow the primary, {primary}"), Some(cure)));
+        }
         Some(primary)
             if primary != own
                 && !replica.peers.iter().any(|peer| peer.node == *primary && is_connected(peer)) =>
@@ -116,6 +136,13 @@ fn service(volume: &str, own: &str, replica: &ReplicaReport, list: &mut Vec<Advi
                 Some(cure),
             ));
         }
+        _ if !refused.is_empty() => {
+            let text = format!("this node does not serve, and it cannot ask {refused} who does");
+            let cure = format!(
+                "ask there: holdfast status {volume}; promote one side only, and first settle why {refused} is refused"
+            );
+            list.push(warning(text, Some(cure)));
+        }
         _ if replica.peers.iter().all(is_connected) => {
             let cure = format!("on the node that shall serve: holdfast promote {volume}");
             list.push(note("no replica is Primary: nobody serves".into(), Some(cure)));
@@ -129,14 +156,108 @@ fn service(volume: &str, own: &str, replica: &ReplicaReport, list: &mut Vec<Advi
     }
 }
 
-fn peer_problem(own: &str, replica: &ReplicaReport, peer: &PeerReport) -> Option<Advice> {
+/// What lets a primary go on that waits for `missing` members.
+fn frozen_cure(volume: &str, missing: &[&PeerReport]) -> Option<String> {
+    if missing.is_empty() {
+        return None;
+    }
+    let (away, refused) = (names_of(missing, is_away), names_of(missing, is_refused));
+    let shrink: Vec<String> =
+        missing.iter().map(|peer| format!("holdfast shrink {volume} --remove {}", peer.node)).collect();
+    let mut steps = Vec::new();
+    if !refused.is_empty() {
+        steps.push(format!("settle why {refused} is refused (starting it again does not help)"));
+    }
+    if !away.is_empty() {
+        steps.push(format!("start {away} again"));
+    }
+    Some(format!("{}, or go on without: {}", steps.join(" and "), shrink.join("; ")))
+}
+
+/// What gives a primary that serves alone its company back.
+fn alone_cure(others: &[&PeerReport]) -> String {
+    let mut steps = Vec::new();
+    let (away, refused) = (names_of(others, is_away), names_of(others, is_refused));
+    let coming = names_of(others, is_connected);
+    if !refused.is_empty() {
+        steps.push(format!("{refused} is refused and does not come back by itself"));
+    }
+    if !away.is_empty() {
+        steps.push(format!("start {away} again, then it catches up by itself"));
+    }
+    if !coming.is_empty() {
+        steps.push(format!("{coming} is connected and joins by itself once it is level"));
+    }
+    steps.join("; ")
+}
+
+/// What two replicas that refuse each other need, as far as the advice differs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refusal {
+    /// Both hold acknowledged writes that the other lacks.
+    SplitBrain,
+    /// An unfinished promotion stands between them.
+    Promotion,
+    /// The journal cannot bring the other level.
+    Resync,
+    /// One of the two does not hold what it said it holds.
+    Doubt,
+    /// They are no replicas of one volume, or not two.
+    Identity,
+}
+
+impl Refusal {
+    /// Told by the words of the core's verdict.
+    fn of(reason: &str) -> Self {
+        let has = |words: &[&str]| words.iter().any(|word| reason.contains(word));
+        if has(&["split brain"]) {
+            Self::SplitBrain
+        } else if has(&["another promotion"]) {
+            Self::Promotion
+        } else if has(&["verification", "suspect"]) {
+            Self::Doubt
+        } else if has(&["resync"]) {
+            Self::Resync
+        } else {
+            Self::Identity
+        }
+    }
+
+    fn cure(self, volume: &str, own: &str, peer: &str) -> String {
+        match self {
+            Self::SplitBrain => format!(
+                "neither a restart nor a promotion heals it. Decide whose writes count, {own}'s or {peer}'s, save what \
+                 you need from the other, then create that one anew: \"StandAlone\" in docs/operating.md"
+            ),
+            Self::Promotion => {
+                format!("finish or repeat the promotion: holdfast promote {volume} on the node that shall serve")
+            }
+            Self::Resync => {
+                "the journal cannot bring it level, and this version has no resync; create the replica that is behind \
+                 anew, if the volume is small or new: \"StandAlone\" in docs/operating.md"
+                    .to_owned()
+            }
+            Self::Doubt => {
+                "one of the two disks lost something: serve from the other one, and create it anew: \"StandAlone\" in \
+                 docs/operating.md"
+                    .to_owned()
+            }
+            Self::Identity => format!(
+                "compare the configurations of {own} and {peer}, and that no disk was copied: holdfast inspect {volume}; \
+                 \"StandAlone\" in docs/operating.md"
+            ),
+        }
+    }
+}
+
+fn peer_problem(volume: &str, own: &str, replica: &ReplicaReport, peer: &PeerReport) -> Option<Advice> {
     let name = &peer.node;
     let address = peer.address.as_deref().unwrap_or("its address");
     match peer.connection.as_str() {
         "StandAlone" => {
             let reason = peer.reason.as_deref().unwrap_or("no reason given");
-            let cure = "an operator must act: see \"StandAlone\" in docs/operating.md".to_owned();
-            Some(failure(format!("{name} is refused: {reason}"), Some(cure)))
+            let text = format!("{own} and {name} do not connect: {reason}");
+            Some(failure(text, Some(Refusal::of(reason).cure(volume, own, name))))
         }
         "Connecting" => {
             let reason = peer.reason.as_ref().map_or_else(String::new, |reason| format!(" ({reason})"));
@@ -145,7 +266,8 @@ fn peer_problem(own: &str, replica: &ReplicaReport, peer: &PeerReport) -> Option
         }
         "CatchUp" => {
             let behind = replica.journaled.saturating_sub(peer.ack.journaled);
-            Some(note(format!("{name} catches up, {behind} entries to go"), None))
+            let entries = if behind == 1 { "entry" } else { "entries" };
+            Some(note(format!("{name} catches up, {behind} {entries} to go"), None))
         }
         "SyncSource" => {
             let progress = peer.resync.as_ref().map_or_else(String::new, describe);
@@ -156,6 +278,20 @@ fn peer_problem(own: &str, replica: &ReplicaReport, peer: &PeerReport) -> Option
         }
         _ => None,
     }
+}
+
+/// The names of the peers that are `so`, as a sentence has them.
+fn names_of<P: Borrow<PeerReport>>(peers: &[P], so: fn(&PeerReport) -> bool) -> String {
+    let peers = peers.iter().map(Borrow::borrow).filter(|peer| so(peer));
+    peers.map(|peer| peer.node.as_str()).collect::<Vec<_>>().join(" and ")
+}
+
+fn is_refused(peer: &PeerReport) -> bool {
+    peer.connection == "StandAlone"
+}
+
+fn is_away(peer: &PeerReport) -> bool {
+    !is_refused(peer) && !is_connected(peer)
 }
 
 fn is_connected(peer: &PeerReport) -> bool {

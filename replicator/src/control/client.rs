@@ -26,7 +26,7 @@ const DEADLINE: Duration = Duration::from_secs(40);
 #[derive(Debug, Error)]
 pub enum ClientError {
     /// Nobody listens.
-    #[error("no replicator answers on {} ({source})", path.display())]
+    #[error("nobody answers on {} ({source})", path.display())]
     Unreachable {
         /// The socket.
         path: PathBuf,
@@ -34,7 +34,7 @@ pub enum ClientError {
         source: io::Error,
     },
     /// No answer in time.
-    #[error("the replicator on {} did not answer within {} seconds", path.display(), DEADLINE.as_secs())]
+    #[error("the process on {} did not answer within {} seconds", path.display(), DEADLINE.as_secs())]
     Deadline {
         /// The socket.
         path: PathBuf,
@@ -138,6 +138,22 @@ impl Client {
     pub fn invalidate(&self, volume: &str) -> Result<Done, ClientError> {
         let body = Invalidate { discard_my_data: true };
         self.ask(Method::POST, &route(volume, "/invalidate"), &body)
+    }
+
+    /// Asks for what lies at `route`.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is a no.
+    pub fn get<T: DeserializeOwned>(&self, route: &str) -> Result<T, ClientError> {
+        self.ask(Method::GET, route, &())
+    }
+
+    /// Asks for something to be done.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is a no.
+    pub fn post<T: DeserializeOwned>(&self, route: &str, body: &impl Serialize) -> Result<T, ClientError> {
+        self.ask(Method::POST, route, body)
     }
 
     fn ask<T: DeserializeOwned>(

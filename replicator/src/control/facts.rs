@@ -4,11 +4,13 @@ use replicator_core::config::Protocol;
 use replicator_core::units::{NodeId, NodeSet};
 
 use crate::config::{Cluster, Replica, Volume};
+use crate::names::NodeNames;
 
 /// The cluster as the configuration describes it, seen from one node.
 #[derive(Clone, Debug)]
 pub struct Facts {
     cluster: Cluster,
+    names: NodeNames,
     node: NodeId,
 }
 
@@ -18,7 +20,8 @@ impl Facts {
     pub fn new(mut cluster: Cluster, node: NodeId) -> Self {
         // Nothing here needs the secret, so it is not kept where a dump of the server's memory would show it.
         cluster.secret = None;
-        Self { cluster, node }
+        let names = cluster.names();
+        Self { cluster, names, node }
     }
 
     pub(super) fn cluster_name(&self) -> &str {
@@ -26,15 +29,15 @@ impl Facts {
     }
 
     pub(super) fn name(&self) -> String {
-        self.cluster.node_name(self.node)
+        self.names.of(self.node)
     }
 
     pub(super) fn name_of(&self, node: NodeId) -> String {
-        self.cluster.node_name(node)
+        self.names.of(node)
     }
 
     pub(super) fn names_of(&self, nodes: NodeSet) -> Vec<String> {
-        nodes.iter().map(|node| self.cluster.node_name(node)).collect()
+        self.names.of_set(nodes)
     }
 
     pub(super) fn id_of(&self, name: &str) -> Option<NodeId> {
@@ -65,29 +68,9 @@ impl Facts {
         std::iter::once(unix).chain(tcp).collect()
     }
 
-    /// `text` of the core, which knows nodes by number, with the numbers (`n0`) replaced by names.
+    /// `text` of the core with names.
     pub(super) fn with_names(&self, text: &str) -> String {
-        let mut out = String::with_capacity(text.len());
-        let mut rest = text;
-        while let Some(at) = rest.find(|c: char| c.is_ascii_alphanumeric()) {
-            let (before, word_on) = rest.split_at(at);
-            let is_inner = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-            let end = word_on.find(|c| !is_inner(c)).unwrap_or(word_on.len());
-            let (word, after) = word_on.split_at(end);
-            out.push_str(before);
-            match self.numbered(word) {
-                Some(name) => out.push_str(&name),
-                None => out.push_str(word),
-            }
-            rest = after;
-        }
-        out.push_str(rest);
-        out
-    }
-
-    fn numbered(&self, word: &str) -> Option<String> {
-        let id = NodeId(word.strip_prefix('n')?.parse().ok()?);
-        self.cluster.nodes.iter().find(|node| node.id == id).map(|node| node.name.clone())
+        self.names.in_text(text)
     }
 }
 

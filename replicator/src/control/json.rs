@@ -86,6 +86,8 @@ pub struct ReplicaReport {
     pub disk_state: String,
     /// Whether the copy must be verified.
     pub suspect: bool,
+    /// Whether the backing disk has no space, so that entries wait in the journal.
+    pub disk_full: bool,
     /// Whether it cannot have lost volatile state since it last acknowledged.
     pub proven: bool,
     /// Bytes of the volume.
@@ -322,6 +324,7 @@ impl ReplicaReport {
             frozen: core.frozen.as_deref().map(|reason| facts.with_names(reason)),
             disk_state: core.disk_state.to_string(),
             suspect: core.suspect,
+            disk_full: core.disk_full,
             proven: core.proven,
             size_bytes: core.volume_bytes,
             block_bytes: core.block_bytes,

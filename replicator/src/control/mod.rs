@@ -13,6 +13,7 @@
 //! An error is `{"error": {"code", "message", "hint"}}`. The server runs on a thread of its own and never in the
 //! data path: it asks a volume through its [`Volume`] and waits.
 
+mod activity;
 mod advice;
 mod client;
 mod facts;
@@ -34,7 +35,7 @@ use crate::{VolumeHandle, VolumeStatus};
 pub use client::{Client, ClientError};
 pub use facts::Facts;
 pub use server::{Server, ServerError};
-pub use socket::SocketError;
+pub use socket::{ControlSocket, SocketError};
 
 /// What the control interface needs of a running volume.
 pub trait Volume: Send + Sync + 'static {

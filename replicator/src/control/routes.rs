@@ -19,6 +19,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use serde::de::DeserializeOwned;
 
 use super::Volume;
+use super::activity::Activity;
 use super::facts::Facts;
 use super::json::{
     Demote, Done, Failure, FailureReason, Invalidate, NodeStatus, Promote, Shrink, Version, VolumeReport,
@@ -30,7 +31,7 @@ const API_VERSION: u32 = 1;
 /// Bytes of a request's body.
 const BODY_BYTES_MAX: usize = 4 << 10;
 /// How long a client may take to send it.
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+const BODY_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a volume may take to do what an operator asks; a promotion waits for every member's answer.
 const ADMIN_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -70,7 +71,11 @@ async fn take_body(request: Request, next: Next) -> Response {
         return too_large();
     }
     match tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, BODY_BYTES_MAX)).await {
-        Ok(Ok(bytes)) => next.run(Request::from_parts(parts, Body::from(bytes))).await,
+        Ok(Ok(bytes)) => {
+            // From here on the connection is not idle: it is kept until its answer is there.
+            let _working = parts.extensions.get::<Arc<Activity>>().map(Activity::work);
+            next.run(Request::from_parts(parts, Body::from(bytes))).await
+        }
         Ok(Err(_)) => too_large(),
         Err(_) => {
             let message = "the body did not come in time".to_owned();

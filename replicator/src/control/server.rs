@@ -8,27 +8,29 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use axum::Router;
+use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use thiserror::Error;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::Volume;
+use super::activity::Activity;
 use super::facts::Facts;
 use super::routes::{self, Shared};
 use super::socket::{ControlSocket, SocketError};
 
-/// Connections at one time; more wait to be accepted.
+/// Connections at one time. When there are as many, the one that has been idle for longest makes room.
 const CONNECTIONS_MAX: usize = 32;
 /// Bytes of a request's head.
 const HEAD_BYTES_MAX: usize = 16 << 10;
 /// Headers of a request.
 const HEADERS_MAX: usize = 64;
-/// How long a client may take to send the head of a request.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client may take to send the head of a request, and how long a connection may be idle between two.
+pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why the control server does not start.
 #[derive(Debug, Error)]
@@ -87,20 +89,46 @@ impl Drop for Server {
 }
 
 async fn accept(listener: UnixListener, router: Router) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut connections = Connections::default();
     loop {
-        let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
         match listener.accept().await {
             Ok((stream, _)) => {
-                let router = router.clone();
-                tokio::spawn(async move {
-                    serve(stream, router).await;
-                    drop(place);
-                });
+                connections.make_room().await;
+                connections.begin(stream, &router);
             }
             // Out of descriptors: others may give some back soon.
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
         }
+    }
+}
+
+/// The connections there are. Somebody who holds many and asks nothing takes nobody's place.
+#[derive(Default)]
+struct Connections {
+    tasks: JoinSet<()>,
+    list: Vec<(AbortHandle, Arc<Activity>)>,
+}
+
+impl Connections {
+    /// Sees to it that there are fewer than the most. Those whose request is being worked on are not ended for
+    /// another; if all are, one of them has to come to its end.
+    async fn make_room(&mut self) {
+        while self.tasks.try_join_next().is_some() {}
+        while self.tasks.len() >= CONNECTIONS_MAX {
+            self.list.retain(|(task, _)| !task.is_finished());
+            let idle = self.list.iter().filter_map(|(task, activity)| Some((activity.idle_since()?, task)));
+            if let Some((_, task)) = idle.min_by_key(|(since, _)| *since) {
+                task.abort();
+            }
+            self.tasks.join_next().await;
+        }
+        self.list.retain(|(task, _)| !task.is_finished());
+    }
+
+    fn begin(&mut self, stream: UnixStream, router: &Router) {
+        let activity = Arc::new(Activity::new());
+        let router = router.clone().layer(Extension(Arc::clone(&activity)));
+        self.list.push((self.tasks.spawn(serve(stream, router)), activity));
     }
 }
 

@@ -14,7 +14,7 @@ use thiserror::Error;
 pub enum SocketError {
     /// Somebody else has it.
     #[error(
-        "the control socket {} belongs to another replicator that is running; stop that one, or give this node \
+        "the control socket {} belongs to another process that is running; stop that one, or give this node \
          another `control` path", path.display()
     )]
     InUse {
@@ -47,7 +47,7 @@ pub enum SocketError {
 
 /// A bound control socket; removed when dropped.
 #[derive(Debug)]
-pub(super) struct ControlSocket {
+pub struct ControlSocket {
     path: PathBuf,
     /// Held for as long as the socket is: whoever has the lock owns the path.
     _lock: File,
@@ -55,7 +55,10 @@ pub(super) struct ControlSocket {
 
 impl ControlSocket {
     /// Binds `path`.
-    pub(super) fn bind(path: &Path) -> Result<(Self, UnixListener), SocketError> {
+    ///
+    /// # Errors
+    /// If somebody else has it, or the system refuses.
+    pub fn bind(path: &Path) -> Result<(Self, UnixListener), SocketError> {
         let system = |action| move |source| SocketError::System { path: path.to_owned(), action, source };
         if path.parent().is_some_and(|folder| !folder.exists()) {
             return Err(SocketError::NoFolder { path: path.to_owned() });

@@ -4,18 +4,21 @@ use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
 
 use replicator_core::command::AdminError;
+use replicator_core::compare::{Verdict, verdict};
 use replicator_core::config::Protocol;
-use replicator_core::disk::superblock::{DiskState, Record};
+use replicator_core::disk::superblock::{DiskState, LogPoint, Record};
 use replicator_core::event::AdminAction;
+use replicator_core::history::History;
 use replicator_core::status::{Connection, Counters, PeerStatus, Role, Status};
 use replicator_core::units::{Chain, Epoch, NodeId, NodeSet, Position, ReignId, Sequence};
-use replicator_core::wire::message::Ack;
+use replicator_core::wire::message::{Ack, Hello};
 
 use super::json::{AdviceSeverity, NodeStatus, ReplicaReport, VolumeReport};
+use super::server::HEAD_TIMEOUT;
 use super::*;
 use crate::config::{WithSecret, parse};
 
@@ -52,6 +55,8 @@ struct Fake {
     status: Mutex<Result<VolumeStatus, VolumeError>>,
     answer: Mutex<Result<String, VolumeError>>,
     asked: Mutex<Vec<AdminAction>>,
+    /// If there is one, each action waits for a word.
+    gate: Mutex<Option<mpsc::Receiver<()>>>,
 }
 
 impl Volume for Fake {
@@ -61,6 +66,9 @@ impl Volume for Fake {
 
     fn admin(&self, action: AdminAction, _deadline: Duration) -> Result<String, VolumeError> {
         self.asked.lock().unwrap().push(action);
+        if let Some(gate) = self.gate.lock().unwrap().as_ref() {
+            gate.recv().unwrap();
+        }
         self.answer.lock().unwrap().clone()
     }
 
@@ -79,6 +87,7 @@ fn healthy() -> Status {
         frozen: None,
         disk_state: DiskState::UpToDate,
         suspect: false,
+        disk_full: false,
         proven: true,
         volume_bytes: 1 << 30,
         block_bytes: 512,
@@ -149,6 +158,7 @@ impl Bench {
             status: Mutex::new(Ok(volume_status(healthy()))),
             answer: Mutex::new(Ok("n0 is Primary now".to_owned())),
             asked: Mutex::default(),
+            gate: Mutex::default(),
         });
         let folder = tempfile::tempdir().unwrap();
         let mut bench = Self { folder, volume, server: None };
@@ -322,13 +332,67 @@ fn hostile_heads_are_refused_and_the_server_goes_on() {
     assert!(bench.client().status().is_ok());
 }
 
+/// Connections that ask nothing, or nothing whole: more than the server takes at one time.
+fn sleepers(bench: &Bench) -> Vec<UnixStream> {
+    let begin = |n: usize| {
+        let mut stream = UnixStream::connect(bench.path()).unwrap();
+        let half: &[u8] = match n % 3 {
+            0 => b"",
+            1 => b"GET /v1/sta",
+            _ => b"POST /v1/volumes/r0/promote HTTP/1.1\r\nhost: x\r\ncontent-length: 20\r\n\r\n{",
+        };
+        stream.write_all(half).unwrap();
+        stream
+    };
+    (0..64).map(begin).collect()
+}
+
+#[test]
+fn clients_that_ask_nothing_delay_nobody() {
+    let bench = Bench::new();
+    let began = Instant::now();
+    let sleepers = sleepers(&bench);
+    assert!(bench.client().status().is_ok());
+    assert!(began.elapsed() < HEAD_TIMEOUT, "the answer waited for them: {:?}", began.elapsed());
+    drop(sleepers);
+}
+
+#[test]
+fn a_request_that_is_worked_on_is_not_ended_for_others() {
+    let bench = Bench::new();
+    let (open, gate) = mpsc::channel();
+    *bench.volume.gate.lock().unwrap() = Some(gate);
+    let client = bench.client();
+    let promotion = std::thread::spawn(move || client.promote("r0", false));
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while bench.volume.asked.lock().unwrap().is_empty() {
+        assert!(Instant::now() < deadline, "the request reaches the volume");
+        std::thread::yield_now();
+    }
+    let sleepers = sleepers(&bench);
+    assert!(bench.client().status().is_ok());
+    open.send(()).unwrap();
+    assert_eq!(promotion.join().unwrap().unwrap().message, "alpha is Primary now");
+    drop(sleepers);
+}
+
+#[test]
+fn a_client_that_is_slow_is_let_go() {
+    let bench = Bench::new();
+    let began = Instant::now();
+    assert_eq!(bench.raw(b"GET /v1/status HTTP/1.1\r\n"), "");
+    assert!(began.elapsed() >= HEAD_TIMEOUT);
+    let half = b"POST /v1/volumes/r0/promote HTTP/1.1\r\nhost: x\r\ncontent-length: 20\r\n\r\n{";
+    assert!(bench.raw(half).starts_with("HTTP/1.1 408"));
+}
+
 #[test]
 fn one_server_for_a_socket_that_is_private_and_removed() {
     let mut bench = Bench::new();
     let mode = std::fs::metadata(bench.path()).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode, 0o600);
     let error = bench.start().unwrap_err().to_string();
-    assert!(error.contains("belongs to another replicator that is running"), "{error}");
+    assert!(error.contains("belongs to another process that is running"), "{error}");
     assert!(bench.client().version().is_ok(), "the first one is not disturbed");
     bench.server = None;
     assert!(!bench.path().exists());
@@ -377,20 +441,6 @@ fn the_client_tells_strangers_from_replicators() {
     stranger.join().unwrap();
 }
 
-#[test]
-fn numbers_become_names() {
-    let facts = facts();
-    for (text, named) in [
-        ("n1 is gone", "beta is gone"),
-        ("waiting for n0, n1.", "waiting for alpha, beta."),
-        ("n7 n n12x dn1 n1-x (n1)", "n7 n n12x dn1 n1-x (beta)"),
-        ("", ""),
-        ("é n1 é", "é beta é"),
-    ] {
-        assert_eq!(facts.with_names(text), named);
-    }
-}
-
 fn advice_for(change: impl FnOnce(&mut Status)) -> Vec<json::Advice> {
     let mut status = healthy();
     change(&mut status);
@@ -402,10 +452,15 @@ fn disconnect(status: &mut Status) {
     (peer.connection, peer.role, peer.disk_state) = (Connection::Connecting, None, None);
 }
 
+fn refuse(status: &mut Status, reason: &str) {
+    disconnect(status);
+    (status.peers[0].connection, status.peers[0].reason) = (Connection::StandAlone, Some(reason.into()));
+}
+
 type Change = fn(&mut Status);
 
 /// What is changed in a healthy status, and what is then said and advised.
-const ADVICE: [(Change, &str, &str); 12] = [
+const ADVICE: [(Change, &str, &str); 19] = [
     (disconnect, "no connection to beta", "10.0.0.2:7788 reachable from alpha"),
     (
         |status| {
@@ -422,7 +477,7 @@ const ADVICE: [(Change, &str, &str); 12] = [
             status.peers[0].member = false;
         },
         "serves alone",
-        "bring the other replica back",
+        "start beta again, then it catches up by itself",
     ),
     (
         |status| {
@@ -460,17 +515,70 @@ const ADVICE: [(Change, &str, &str); 12] = [
         "holdfast status r0",
     ),
     (
+        |status| refuse(status, "split brain with n1"),
+        "alpha and beta do not connect: split brain with beta",
+        "neither a restart nor a promotion heals it",
+    ),
+    (
         |status| {
-            status.peers[0].connection = Connection::StandAlone;
-            status.peers[0].reason = Some("split brain with n1".into());
+            refuse(status, "split brain");
+            status.record.in_sync = NodeSet::only(NodeId(0));
         },
-        "beta is refused: split brain with beta",
-        "docs/operating.md",
+        "serves alone",
+        "beta is refused and does not come back by itself",
+    ),
+    (
+        |status| {
+            refuse(status, "it needs a resync, which the journal cannot give");
+            status.frozen = Some("n1 is gone".into());
+        },
+        "I/O waits",
+        "settle why beta is refused (starting it again does not help), or go on without: holdfast shrink r0",
+    ),
+    (
+        |status| refuse(status, "it needs a resync, which the journal cannot give"),
+        "do not connect",
+        "this version has no resync",
+    ),
+    (
+        |status| {
+            refuse(status, "split brain");
+            status.role = Role::Secondary;
+            status.record.primary = Some(NodeId(1));
+        },
+        "does not follow the primary, beta",
+        "would split the history further",
+    ),
+    (
+        |status| {
+            refuse(status, "split brain");
+            status.role = Role::Secondary;
+            status.record.primary = None;
+        },
+        "it cannot ask beta who does",
+        "promote one side only",
+    ),
+    (
+        |status| {
+            refuse(status, "it needs a resync");
+            status.role = Role::Secondary;
+            status.disk_state = DiskState::Outdated;
+        },
+        "this copy is behind",
+        "with beta it cannot while that one is refused",
+    ),
+    (
+        |status| {
+            status.record.in_sync = NodeSet::only(NodeId(0));
+            status.peers[0].connection = Connection::CatchUp;
+        },
+        "serves alone",
+        "beta is connected and joins by itself",
     ),
     (|status| status.disk_state = DiskState::Failed, "reported an error", "dmesg"),
     (|status| status.disk_state = DiskState::Inconsistent, "cannot be served", "full resync"),
     (|status| status.ring_used_bytes = 950, "95% full", "larger journal"),
-    (|status| status.superblock_repairs = 2, "2 damaged superblock copies", "smartctl"),
+    (|status| status.superblock_repairs = 2, "repaired at 2 starts", "after a power cut that may be"),
 ];
 
 #[test]
@@ -481,6 +589,77 @@ fn advice() {
         let found = found.unwrap_or_else(|| panic!("no {text:?} in {problems:?}"));
         assert!(found.cure.as_ref().is_some_and(|found| found.contains(cure)), "{found:?}");
         assert!(problems.is_sorted_by_key(|problem| std::cmp::Reverse(problem.severity)), "{problems:?}");
+    }
+}
+
+/// A fresh replica's hello.
+fn hello(node: u8) -> Hello {
+    Hello {
+        node: NodeId(node),
+        replica: u128::from(node) + 1,
+        volume_bytes: 1 << 30,
+        block_bytes: 512,
+        primary: false,
+        proven: true,
+        suspect: false,
+        disk_state: DiskState::UpToDate,
+        promised: Epoch(0),
+        record: Record::default(),
+        head: LogPoint::default(),
+        tail: Sequence(0),
+        stable: Sequence(0),
+        durable: Sequence(0),
+        applied: Sequence(0),
+        history: History::default(),
+    }
+}
+
+#[test]
+fn advice_follows_from_what_the_core_says() {
+    let configuration = parse(Path::new("/etc/holdfast.toml"), CONFIGURATION, WithSecret::Yes).unwrap();
+    let core = configuration.cluster.volume_options("alpha", "r0").unwrap().core;
+    type Meet = fn(&mut Hello, &mut Hello);
+    let table: [(Meet, &str); 6] = [
+        (|mine, theirs| (mine.primary, theirs.primary) = (true, true), "neither a restart nor a promotion"),
+        (|mine, theirs| (mine.primary, theirs.promised) = (true, Epoch(5)), "repeat the promotion"),
+        (
+            |mine, theirs| (mine.primary, theirs.disk_state) = (true, DiskState::Inconsistent),
+            "this version has no resync",
+        ),
+        (|mine, theirs| (mine.primary, theirs.suspect) = (true, true), "serve from the other one"),
+        (|mine, theirs| theirs.replica = mine.replica, "no disk was copied"),
+        (|_, theirs| theirs.volume_bytes = 1 << 20, "compare the configurations"),
+    ];
+    for (meet, cure) in table {
+        let (mut mine, mut theirs) = (hello(0), hello(1));
+        meet(&mut mine, &mut theirs);
+        let Verdict::Refuse { reason } = verdict(&core, &mine, &theirs) else { panic!("{cure}") };
+        let problems = advice_for(|status| refuse(status, &reason));
+        let found =
+            problems.iter().filter_map(|problem| problem.cure.as_ref()).any(|found| found.contains(cure));
+        assert!(found, "{reason}: {problems:?}");
+    }
+}
+
+#[test]
+fn nobody_is_told_to_promote_or_restart_into_a_split_brain() {
+    for role in [Role::Primary, Role::Secondary] {
+        for primary in [None, Some(NodeId(0)), Some(NodeId(1))] {
+            let problems = advice_for(|status| {
+                refuse(status, "split brain: the histories part after entry 3");
+                (status.role, status.record.primary) = (role, primary);
+                status.record.in_sync = NodeSet::only(NodeId(0));
+            });
+            for cure in problems.iter().filter_map(|problem| problem.cure.as_ref()) {
+                let tempts = [
+                    "if beta is surely down",
+                    "if nobody serves",
+                    "start beta again",
+                    "catches up by itself",
+                ];
+                assert!(tempts.iter().all(|part| !cure.contains(part)), "{role} {primary:?}: {cure}");
+            }
+        }
     }
 }
 

@@ -20,6 +20,10 @@ use crate::ring::FileId;
 mod allocation;
 mod requests;
 
+/// Connections that may be ending while others have taken their places: not many, since each holds memory until the
+/// kernel lets go of it, which takes it a turn.
+pub(crate) const ENDING_MAX: u32 = 16;
+
 /// The backing disk, for questions about its holes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct DiskView {
@@ -95,9 +99,9 @@ impl Clients {
 
     /// A connection was accepted.
     pub(crate) fn accepted(&mut self, cx: &mut Context, socket: OwnedFd, is_tcp: bool) {
-        if self.clients.len() >= self.connections_max {
+        if self.clients.len() >= self.connections_max && !self.make_room(cx) {
             cx.log.line(format_args!(
-                "an NBD connection is refused: {} are open, as many as nbd-connections-max allows",
+                "an NBD connection is refused: {} are open, as many as `nbd-connections` allows",
                 self.connections_max
             ));
             return;
@@ -120,6 +124,19 @@ impl Clients {
                 cx.log.line(format_args!("an NBD connection is refused: {error}"));
             }
         }
+    }
+
+    /// Ends the oldest connection that has not negotiated; says whether another may take its place. Negotiating takes
+    /// milliseconds: whoever sits there does nothing, and must not keep out those who have work.
+    fn make_room(&mut self, cx: &mut Context) -> bool {
+        let waits = |client: &Client| client.life == Life::Open && !client.is_negotiated;
+        let waiting = self.clients.iter().filter(|(_, client)| waits(client));
+        // All have the same time to negotiate, so the one whose time ends first is the oldest.
+        if let Some(key) = waiting.min_by_key(|(_, client)| client.deadline).map(|(key, _)| key) {
+            self.close(cx, key, Some("it did not negotiate, and others want its place".to_owned()));
+        }
+        let ending = self.clients.iter().filter(|(_, client)| client.life == Life::Closed).count();
+        self.clients.len() - ending.min(ENDING_MAX as usize) < self.connections_max
     }
 
     /// A receive is done.
@@ -171,7 +188,12 @@ impl Clients {
         }
         let releases = client.outbox.sent(&mut cx.ring, Op::ClientSend(key), client.file, count);
         for buffer in releases {
+            client.read_bytes -= buffer.len_bytes();
             cx.give_buffer(buffer);
+        }
+        if client.is_full {
+            client.is_full = false;
+            self.ready.push(key);
         }
         // Any progress counts; a client that takes nothing holds memory which others need.
         client.send_deadline = client.outbox.is_sending().then(|| cx.now.plus_ms(STALL_MS));
@@ -312,7 +334,7 @@ impl Clients {
 
     fn step_header(&mut self, cx: &mut Context, key: Key) -> Flow {
         let client = self.clients.get_mut(key).expect("the caller has it");
-        if client.operations >= crate::frontend::REQUESTS_MAX {
+        if client.is_laden() {
             client.is_full = true;
             return Flow::Wait;
         }

@@ -338,7 +338,7 @@ impl Links {
     pub(crate) fn close_by_id(&mut self, cx: &mut Context, id: LinkId, reason: &str, retry: bool) {
         let Some(key) = self.find(id) else { return };
         if !retry && let Some(peer) = self.links.get(key).and_then(|link| link.peer) {
-            self.refuse(peer);
+            self.refuse(peer, reason);
         }
         let link = self.links.get_mut(key).expect("just found");
         link.phase = Phase::Closing { reason: reason.to_owned(), is_shut: false };
@@ -350,10 +350,15 @@ impl Links {
         }
     }
 
-    fn refuse(&mut self, peer: NodeId) {
+    fn refuse(&mut self, peer: NodeId, reason: &str) {
         if let Some(dial) = self.dials.iter_mut().find(|dial| dial.node == peer) {
-            dial.is_refused = true;
+            dial.refused(reason);
         }
+    }
+
+    /// Dials those again who were refused: the reason may be gone.
+    pub(crate) fn retry_refused(&mut self, now: Instant) {
+        self.dials.iter_mut().for_each(|dial| dial.retry_refused(now));
     }
 
     /// Ends a link that failed.

@@ -10,6 +10,7 @@
 //!
 //! Nothing here waits but the ring, and nothing is allocated per request once the slabs have grown.
 
+mod busy_poll;
 mod clients;
 mod context;
 mod control;
@@ -20,6 +21,7 @@ mod links;
 pub(crate) mod listeners;
 pub(crate) mod log;
 pub(crate) mod outbox;
+mod refusals;
 pub(crate) mod slab;
 mod storage;
 
@@ -36,16 +38,19 @@ use replicator_core::wire::message::Message;
 
 use crate::device::{Device, io_error};
 use crate::error::{RingError, StartError};
+use crate::names::NodeNames;
 use crate::options::VolumeOptions;
 use crate::ring::{Completion, FileId, Memory, Ring};
 use crate::{arena, clock};
-use clients::{Clients, DiskView};
+use busy_poll::BusyPoll;
+use clients::{Clients, DiskView, ENDING_MAX};
 use context::Context;
 use control::Control;
 use handle::{Request, VolumeStatus};
 use links::{LINKS_MAX, Links};
 use listeners::{Door, Listeners, UnixName};
 use log::Log;
+use refusals::Refusals;
 use slab::Key;
 use storage::{Storage, Unit, Work};
 
@@ -104,7 +109,10 @@ pub(crate) struct Driver {
     /// Listeners to be armed again, after a failure.
     doors_shut: Vec<Door>,
     options: VolumeOptions,
+    names: NodeNames,
+    refusals: Refusals,
     completions: Vec<Completion<Op>>,
+    busy_poll: BusyPoll,
     housekeeping: Instant,
     /// When to end a turn again although nothing has happened since: what the machine concluded last time may let
     /// it conclude more.
@@ -125,7 +133,7 @@ impl Driver {
         let pinned = if options.lock_memory { arena::pin() } else { arena::Pinned::default() };
         pinned.warnings.iter().for_each(|warning| log.line(warning));
         let links_max = u32::try_from(LINKS_MAX).expect("small");
-        let files_max = options.nbd_connections_max.saturating_add(links_max + FILES_OTHER);
+        let files_max = options.nbd_connections_max.saturating_add(links_max + ENDING_MAX + FILES_OTHER);
         let mut ring = Ring::new(options.ring, arena, files_max)?;
         if !ring.arena_is_registered() {
             log.line(
@@ -167,6 +175,9 @@ impl Driver {
             control,
             doors_shut: doors.iter().map(|(door, _)| *door).collect(),
             doors,
+            busy_poll: BusyPoll::new(options.busy_poll),
+            names: options.names(),
+            refusals: Refusals::default(),
             options,
             completions: Vec::with_capacity(1024),
             housekeeping: now,
@@ -382,24 +393,36 @@ impl Driver {
         }
     }
 
-    fn report(&self, report: &Report) {
-        let log = &self.cx.log;
+    fn report(&mut self, report: &Report) {
+        let (log, names) = (&self.cx.log, &self.names);
         match report {
-            Report::Role(text) => log.line(format_args!("role: {text}")),
+            Report::Role(text) => log.line(format_args!("role: {}", names.in_text(text))),
             Report::Peer { node, text } => {
-                let peer = self.options.peers.iter().find(|peer| peer.node == *node);
-                let name = peer.map_or_else(|| node.to_string(), |peer| peer.name.clone());
-                log.line(format_args!("peer {name}: {text}"));
+                let peers = self.cx.machine.status().peers;
+                let is_standalone = peers.iter().any(|peer| peer.node == *node && peer.reason.is_some());
+                if self.refusals.is_news(*node, text, is_standalone) {
+                    log.line(format_args!("peer {}: {}", names.of(*node), names.in_text(text)));
+                }
             }
-            Report::Record(text) => log.line(format_args!("record: {text}")),
+            Report::Record(text) => log.line(format_args!("record: {}", names.in_text(text))),
             Report::Cut { common, was } => {
                 log.line(format_args!(
                     "an uncommitted tail was cut: the log ended at {was}, ends now at {common}"
                 ));
             }
-            Report::Frozen(text) => log.line(format_args!("I/O waits: {text}")),
+            Report::Frozen(text) => log.line(format_args!("I/O waits: {}", names.in_text(text))),
             Report::Thawed => log.line("I/O goes on"),
-            Report::Device(text) => log.line(format_args!("device: {text}")),
+            Report::DeviceFailed { what, errno } => {
+                log.line(format_args!("{what} failed: {}: the copy here is Failed", io_error(*errno)));
+            }
+            Report::DiskFull => {
+                log.line("the backing disk has no space left: what is to be applied waits in the journal");
+            }
+            Report::DiskHasSpace => log.line("the backing disk has space again"),
+        }
+        if matches!(report, Report::Role(_) | Report::Record(_)) {
+            // What this replica says of itself has changed, and with it perhaps what a peer refuses.
+            self.links.retry_refused(self.cx.now);
         }
     }
 
@@ -421,6 +444,18 @@ impl Driver {
         if waiting {
             wait = wait.min(RETRY);
         }
-        self.cx.ring.enter(Some(wait))
+        self.wait(wait)
+    }
+
+    /// Waits for a completion: looks for one first, then sleeps.
+    fn wait(&mut self, wait: Duration) -> Result<(), RingError> {
+        let span = self.busy_poll.span().min(wait);
+        if !span.is_zero() && self.cx.ring.poll(span)? {
+            return Ok(());
+        }
+        let since = clock::now();
+        self.cx.ring.enter(Some(wait - span))?;
+        self.busy_poll.slept(clock::until(since, clock::now()));
+        Ok(())
     }
 }

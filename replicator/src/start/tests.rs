@@ -3,13 +3,14 @@
 use std::os::unix::fs::FileExt;
 
 use replicator_core::config::{Config, OnPeerLoss, PeerConfig, Protocol};
-use replicator_core::disk::superblock::DiskState;
-use replicator_core::units::{Incarnation, NodeId, NodeSet, VolumeId};
+use replicator_core::disk::superblock::{Cut, DiskState, LogPoint};
+use replicator_core::frame::{self, Entry, EntryKind, FrameHeader, LocalPart};
+use replicator_core::units::{Epoch, Incarnation, NodeId, NodeSet, ReignId, Sequence, VolumeId};
 
 use super::*;
 use crate::create::create;
 use crate::inspect::{FramesEnd, inspect};
-use crate::options::{DirectIo, RingOptions, Secret};
+use crate::options::{DirectIo, PeerAddress, RingOptions, Secret};
 
 fn options(dir: &Path) -> VolumeOptions {
     let listen = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -44,6 +45,7 @@ fn options(dir: &Path) -> VolumeOptions {
         nbd_tcp: None,
         nbd_connections_max: 4,
         ring: RingOptions::default(),
+        busy_poll: std::time::Duration::from_micros(100),
         lock_memory: false,
     }
 }
@@ -74,7 +76,7 @@ fn nothing_is_overwritten_without_force() {
     let options = options(dir.path());
     let first = create(&options, false).unwrap();
     let error = create(&options, false).unwrap_err().to_string();
-    assert!(error.contains("already holds volume") && error.contains("node n0; --force"), "{error}");
+    assert!(error.contains("already holds volume") && error.contains("of node alpha; --force"), "{error}");
     assert_ne!(create(&options, true).unwrap().replica, first.replica);
 
     std::fs::remove_file(&options.journal).unwrap();
@@ -110,10 +112,14 @@ fn what_does_not_belong_together_does_not_start() {
         change(&mut options);
         refusal(&options)
     };
+    let as_beta = |options: &mut VolumeOptions| {
+        let alpha = PeerAddress { node: NodeId(0), name: options.node_name.clone(), address: options.listen };
+        (options.core.node, options.node_name, options.peers) = (NodeId(1), "beta".to_owned(), vec![alpha]);
+    };
     let table: [(Change<'_>, &str); 6] = [
         (&|o| o.core.volume = VolumeId(8), "belongs to another volume"),
         (&|o| o.core.incarnation = Incarnation(2), "belongs to incarnation 1"),
-        (&|o| o.core.node = NodeId(1), "belongs to node n0, this is node n1"),
+        (&as_beta, "belongs to node alpha, this is node beta"),
         (&|o| o.size_bytes = 128 << 20, "the configuration says 134217728"),
         (&|o| o.block_bytes = 4096, "blocks of 512 bytes"),
         (&|o| o.journal = o.disk.clone(), "disk and journal are the same"),
@@ -202,4 +208,101 @@ fn inspecting_hostile_bytes_never_panics() {
     assert_eq!(inspect(&options.journal, 10).unwrap().end, FramesEnd::NoSuperblock);
     journal.set_len(100).unwrap();
     assert_eq!(inspect(&options.journal, 10).unwrap().end, FramesEnd::NoSuperblock);
+}
+
+/// A frame of one write, of which the journal knew nothing durable.
+fn frame(superblock: &Superblock, after: &LogPoint, cuts: u64) -> (Vec<u8>, LogPoint) {
+    let mut bytes = vec![0x5a; 8192];
+    let payload_crc = crc32fast::hash(&bytes[4096..]);
+    let entry =
+        Entry { kind: EntryKind::Write, fua: false, payload_crc, offset: 0, length: 4096, payload_at: 4096 };
+    let header = FrameHeader {
+        volume: superblock.volume,
+        epoch: Epoch(0),
+        reign: ReignId(0),
+        first: after.position.sequence.next(),
+        entries: 0,
+        total_bytes: 8192,
+        chain_before: after.chain,
+        chain_after: after.chain,
+        committed: Sequence(0),
+        stable: Sequence(0),
+    };
+    let header = frame::encode(&mut bytes, header, [entry].iter());
+    frame::encode_local(
+        &mut bytes,
+        &LocalPart { ring_offset: after.ring_offset, cuts, ..LocalPart::default() },
+    );
+    let ring_offset = after.ring_offset.plus(8192);
+    (bytes, LogPoint { position: header.last_position(), ring_offset, chain: header.chain_after })
+}
+
+#[test]
+fn inspection_shows_the_log_that_a_start_would_find() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = options(dir.path());
+    create(&options, false).unwrap();
+    let journal = std::fs::File::options().read(true).write(true).open(&options.journal).unwrap();
+    let found = inspect(&options.journal, 10).unwrap();
+    let (layout, mut superblock) = (found.layout.unwrap().unwrap(), found.copies[0].unwrap());
+    let (first, after_first) = frame(&superblock, &superblock.tail, 0);
+    let (second, _) = frame(&superblock, &after_first, 0);
+    journal.write_all_at(&first, layout.ring_at).unwrap();
+    journal.write_all_at(&second, layout.ring_at + 8192).unwrap();
+    let found = inspect(&options.journal, 10).unwrap();
+    assert_eq!((found.frames.len(), found.damage()), (2, vec![]));
+
+    // A crash tears the last one: the log ends before it, and that is no damage.
+    journal.write_all_at(b"torn", layout.ring_at + 8192 + 5000).unwrap();
+    let found = inspect(&options.journal, 10).unwrap();
+    assert_eq!((found.frames.len(), found.damage()), (1, vec![]));
+    assert!(matches!(found.end, FramesEnd::NoFrame { .. }), "{:?}", found.end);
+
+    // It was known to be durable: then it is damage.
+    let write = |superblock: &Superblock| {
+        SUPERBLOCK_AT.iter().for_each(|at| journal.write_all_at(&superblock.encode(), *at).unwrap());
+    };
+    superblock.durable = Sequence(2);
+    write(&superblock);
+    let damage = inspect(&options.journal, 10).unwrap().damage();
+    assert!(damage.len() == 1 && damage[0].contains("entry 2 was durable here"), "{damage:?}");
+
+    // It was cut off: then it is no part of the log, though it is whole.
+    journal.write_all_at(&second, layout.ring_at + 8192).unwrap();
+    superblock.durable = Sequence(1);
+    superblock.cut = Cut { count: 1, first: Sequence(2) };
+    write(&superblock);
+    let found = inspect(&options.journal, 10).unwrap();
+    assert_eq!((found.frames.len(), found.damage()), (1, vec![]));
+    assert_eq!(found.end, FramesEnd::Cut { ring_offset: after_first.ring_offset });
+
+    journal.write_all_at(b"damage", SUPERBLOCK_AT[1] + 100).unwrap();
+    let damage = inspect(&options.journal, 10).unwrap().damage();
+    assert!(damage.len() == 1 && damage[0].contains("superblock copy 1 is damaged"), "{damage:?}");
+    journal.write_all_at(b"damage", SUPERBLOCK_AT[0] + 100).unwrap();
+    let damage = inspect(&options.journal, 10).unwrap().damage();
+    assert!(damage.len() == 1 && damage[0].contains("no copy of the superblock"), "{damage:?}");
+}
+
+#[test]
+fn a_superblock_copy_that_is_older_is_no_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = options(dir.path());
+    create(&options, false).unwrap();
+    let sound = inspect(&options.journal, 1).unwrap().copies[0].unwrap();
+    let sequence = |sequence| Superblock { sequence, ..sound }.encode();
+    let (older, newer) = (sequence(7), sequence(8));
+    let mut damaged = newer;
+    damaged[100] ^= 1;
+    assert_eq!(Copies::compare([&newer, &newer]).explanation(), None);
+    for (copies, is_damage, part) in [
+        ([&newer, &older], false, "does no harm"),
+        ([&older, &newer], false, "was stopped while it wrote"),
+        ([&damaged, &older], true, "repairs it"),
+        ([&newer, &damaged], true, "check the journal's device"),
+    ] {
+        let found = Copies::compare([copies[0], copies[1]]);
+        assert_eq!(found.is_damage(), is_damage);
+        assert!(found.explanation().unwrap().contains(part), "{found:?}");
+    }
 }

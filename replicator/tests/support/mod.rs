@@ -72,6 +72,7 @@ fn options(dir: &Path, node: u8, addresses: &[SocketAddr], protocol: Protocol) -
         nbd_tcp: None,
         nbd_connections_max: 16,
         ring: RingOptions::default(),
+        busy_poll: std::time::Duration::from_micros(100),
         lock_memory: false,
     }
 }

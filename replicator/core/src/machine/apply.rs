@@ -1,29 +1,36 @@
 //! Apply: entries reach the backing disk, in whole frames, only up to a stable mark that is itself durable here.
 //! A batch of frames is reduced to the bytes that are still wanted, which are disjoint and so need no order;
-//! the next batch begins when the last one is done.
+//! the next batch begins when the last one is done. A disk without space is tried again until it has some.
 
 use super::commit::each_extent;
 use super::{Io, Machine, index_of};
-use crate::command::Command;
+use crate::batch::Batch;
+use crate::command::{Command, Report};
 use crate::event::{Errno, IoResult};
-use crate::extents::{Content, Extent, Extents};
+use crate::extents::{Content, Extent};
 use crate::frame;
 use crate::limits::FRAME_ENTRIES_MAX;
 use crate::pool::Pool;
-use crate::units::{Buffer, Sequence, Span, Token};
+use crate::units::{Buffer, Instant, Sequence, Span, Token};
 
 /// Frames one batch may have.
 const BATCH_FRAMES_MAX: u64 = 64;
 /// Bytes one batch may have.
 const BATCH_BYTES_MAX: u64 = 8 << 20;
+/// How long apply waits before it asks a disk that had no space again.
+const SPACE_RETRY_MS: u64 = 200;
 
 /// Entries on their way to the disk.
 #[derive(Debug)]
 pub(super) struct Apply {
-    extents: Extents,
+    batch: Batch,
     /// Last frame of the batch under way.
     batch_end: Option<u64>,
     writes_left: u32,
+    /// A write of the batch under way found no space.
+    is_short: bool,
+    /// Since the disk had no space nothing was applied; when to try again.
+    retry_at: Option<Instant>,
     /// A frame that recovery found is being read back into memory.
     loading: Option<(u64, Buffer)>,
     /// Memory for such a frame that nothing else may take: what comes in later cannot be applied, and so not freed,
@@ -34,11 +41,12 @@ pub(super) struct Apply {
 
 impl Apply {
     pub(super) fn new(reserve: Buffer) -> Self {
-        let capacity = 2 * (BATCH_FRAMES_MAX as usize * FRAME_ENTRIES_MAX) + 2;
         Self {
-            extents: Extents::new(capacity),
+            batch: Batch::new(BATCH_FRAMES_MAX as usize * FRAME_ENTRIES_MAX),
             batch_end: None,
             writes_left: 0,
+            is_short: false,
+            retry_at: None,
             loading: None,
             reserve,
             reserve_is_free: true,
@@ -51,7 +59,17 @@ impl Apply {
 
     /// Calls `visit` with each extent of the batch that was applied last.
     pub(super) fn each_applied(&self, visit: impl FnMut(&Extent)) {
-        self.extents.overlapping(0, u64::MAX, visit);
+        self.batch.extents().iter().for_each(visit);
+    }
+
+    /// Whether what is to be applied waits for space on the disk.
+    pub(super) fn waits_for_space(&self) -> bool {
+        self.retry_at.is_some()
+    }
+
+    /// When to try a disk again that had no space.
+    pub(super) fn retry_due(&self) -> Option<Instant> {
+        self.retry_at.filter(|_| self.batch_end.is_none())
     }
 
     pub(super) fn is_loading(&self) -> bool {
@@ -87,14 +105,22 @@ impl Machine {
     }
 
     pub(super) fn pump_apply(&mut self, arena: &mut [u8]) {
-        if !self.apply.is_idle() || self.placing.is_some() || self.is_failed() {
+        if !self.apply.is_idle() || self.is_failed() || self.apply.retry_at.is_some_and(|due| due > self.now)
+        {
+            return;
+        }
+        if self.apply.waits_for_space() {
+            // Should nothing be applied now for another reason, it is not asked for in a busy loop.
+            self.apply.retry_at = Some(self.now.plus_ms(SPACE_RETRY_MS));
+        }
+        if self.placing.is_some() {
             return;
         }
         let bound = self.apply_bound();
         let first = self.log.first_unapplied();
         let mut bytes = 0;
         let mut end = None;
-        self.apply.extents.clear();
+        self.apply.batch.clear();
         for number in first..first + BATCH_FRAMES_MAX {
             let Some(frame) = self.log.frame(number).copied() else { break };
             if frame.last() > bound || number >= self.log.durable_number() || bytes > BATCH_BYTES_MAX {
@@ -110,8 +136,8 @@ impl Machine {
                 if self.is_being_read(buffer, frame.first, arena) {
                     break;
                 }
-                let extents = &mut self.apply.extents;
-                each_extent(buffer, frame.first, arena, |extent| extents.insert(extent));
+                let batch = &mut self.apply.batch;
+                each_extent(buffer, frame.first, arena, |extent| batch.add(extent));
             }
             bytes += u64::from(frame.total_bytes);
             end = Some(number);
@@ -135,12 +161,11 @@ impl Machine {
     }
 
     fn start_batch(&mut self, end: u64) {
-        let (volume_bytes, mut writes) = (self.meta.saved.volume_bytes, 0);
+        let (volume_bytes, token) = (self.meta.saved.volume_bytes, Io::Apply.token(0));
         let Self { apply, commands, .. } = self;
-        apply.extents.overlapping(0, u64::MAX, |extent| {
+        apply.batch.reduce();
+        for extent in apply.batch.extents() {
             assert!(extent.end() <= volume_bytes, "an entry's range was checked before it entered the log");
-            let token = Io::Apply.token(0);
-            writes += 1;
             commands.push_back(match extent.content {
                 Content::Bytes { at } => {
                     let len = usize::try_from(extent.len).expect("a payload");
@@ -150,7 +175,8 @@ impl Machine {
                     Command::ZeroDisk { token, offset: extent.start, length: extent.len, kind }
                 }
             });
-        });
+        }
+        let writes = u32::try_from(apply.batch.extents().len()).expect("bounded by the batch");
         self.counters.disk_writes += u64::from(writes);
         self.apply.batch_end = Some(end);
         self.apply.writes_left = writes;
@@ -161,20 +187,38 @@ impl Machine {
 
     pub(super) fn on_disk_written(&mut self, result: IoResult) {
         self.apply.writes_left -= 1;
-        let sound = self.device_ok("writing the disk", result);
-        if sound && self.apply.writes_left == 0 && !self.is_failed() {
+        match result {
+            // Nothing is wrong with the copy. What was acknowledged is in the journal and can wait there.
+            Err(errno) if errno.is_no_space() => self.apply.is_short = true,
+            result => {
+                self.device_ok("writing the disk", result);
+            }
+        }
+        if self.apply.writes_left > 0 || self.is_failed() {
+            return;
+        }
+        if core::mem::take(&mut self.apply.is_short) {
+            self.apply.batch_end = None;
+            if !self.apply.waits_for_space() {
+                self.report(Report::DiskFull);
+            }
+            self.apply.retry_at = Some(self.now.plus_ms(SPACE_RETRY_MS));
+        } else {
             self.finish_batch();
         }
     }
 
     fn finish_batch(&mut self) {
         let end = self.apply.batch_end.take().expect("a batch was under way");
+        if self.apply.retry_at.take().is_some() {
+            self.report(Report::DiskHasSpace);
+        }
         let last = self.log.frame(end).expect("a frame stays until it is applied").last();
         let Self { apply, overlay, .. } = self;
         if !overlay.is_empty() {
-            apply.extents.overlapping(0, u64::MAX, |extent| {
+            for extent in apply.batch.extents() {
                 overlay.remove_through(extent.start, extent.end(), last);
-            });
+            }
         }
         let before = self.log.applied.ring_offset;
         let Self { log, pool, apply, .. } = self;

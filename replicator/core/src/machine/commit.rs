@@ -33,7 +33,7 @@ impl Machine {
     }
 
     /// Recomputes both minima and answers what they allow. Only a Primary does; a Secondary is told.
-    pub(super) fn advance_commit(&mut self, arena: &mut [u8]) {
+    pub(super) fn advance_commit(&mut self) {
         if !self.role.is_sequencing() {
             return;
         }
@@ -50,15 +50,14 @@ impl Machine {
         if let Some((_, since)) = self.probe.take_if(|(last, _)| *last <= self.committed) {
             self.pace.note_latency(self.now.0 - since.0);
         }
-        if self.role.is_serving() {
-            self.cover_committed(arena);
-        }
         self.answer_committed();
         self.answer_stable();
     }
 
-    /// Adds what has become committed to the view that reads take.
+    /// Adds what has become committed to the view that reads take. Done when a read comes: what is applied before
+    /// anybody reads needs no place in the view.
     pub(super) fn cover_committed(&mut self, arena: &[u8]) {
+        self.overlay_through = self.overlay_through.max(self.log.applied.position.sequence);
         while self.overlay_through < self.committed {
             let number =
                 self.log.find(self.overlay_through.next()).expect("unapplied entries are in the log");

@@ -57,12 +57,14 @@ impl Machine {
 
     /// Makes `link` the peer's; an older one ends first, with everything that came on it.
     fn adopt(&mut self, index: usize, link: Link) {
+        if self.peers[index].streaming().is_some() {
+            self.lose(index);
+        }
         if let Some(old) = self.peers[index].link.take() {
             self.spare_links.push(old);
             let place = Place::Spare(self.spare_links.len() - 1);
             self.close(place, "replaced by a newer connection", true);
         }
-        self.lose(index);
         self.peers[index].link = Some(link);
     }
 
@@ -135,6 +137,10 @@ impl Machine {
 
     /// Says hello again on every link, since what the last hello said is no longer so.
     pub(super) fn greet_all(&mut self) {
+        // Whose peer is not known yet was told, too, and would wait for what this node no longer is.
+        for index in 0..self.spare_links.len() {
+            self.close(Place::Spare(index), "this node's role changed since it said hello", true);
+        }
         for index in 0..self.peers.len() {
             self.lose(index);
             self.greet(index, true);
@@ -193,11 +199,12 @@ impl Machine {
         if link.state == LinkState::Closing {
             return;
         }
+        let was = link.state;
         link.become_state(LinkState::Closing);
         let id = link.id;
         self.end_source(place);
         self.drop_parked(id);
-        if let Place::Peer(index) = place {
+        if let (Place::Peer(index), LinkState::Streaming) = (place, was) {
             self.lose(index);
         }
         self.push(Command::CloseLink { link: id, reason: reason.to_string(), retry });
@@ -352,7 +359,7 @@ impl Machine {
             Place::Spare(index) => self.spare_links.swap_remove(index),
             Place::Peer(index) => {
                 let was = self.link_mut(place).state;
-                if was != LinkState::Closing {
+                if was == LinkState::Streaming {
                     self.lose(index);
                 }
                 let node = self.peers[index].config.node;

@@ -94,7 +94,7 @@ pub struct Machine {
     checkpoint: Checkpoint,
     reads: Reads,
     peers: Vec<Peer>,
-    /// What covers unapplied, committed data; kept while Primary and serving.
+    /// What covers unapplied, committed data, as far as reads have looked.
     overlay: Extents,
     overlay_through: Sequence,
     committed: Sequence,
@@ -327,7 +327,7 @@ impl Machine {
     fn pass(&mut self, arena: &mut [u8]) {
         self.learn_records();
         self.unpark(arena);
-        self.advance_commit(arena);
+        self.advance_commit();
         self.close_frames(arena);
         self.advance_role(arena);
         self.advance_discard();
@@ -346,7 +346,8 @@ impl Machine {
     pub fn next_timeout(&self) -> Option<Instant> {
         let peers = self.peers.iter().filter_map(|peer| peer.next_timeout(&self.config));
         let resync = self.source_due().into_iter().chain(self.intake_due()).min();
-        let own = [self.persist.due(), self.role.deadline(), self.shrink_due(), resync];
+        let own =
+            [self.persist.due(), self.role.deadline(), self.shrink_due(), self.apply.retry_due(), resync];
         peers.chain(own.into_iter().flatten()).min()
     }
 
@@ -409,12 +410,11 @@ impl Machine {
 
     /// The copy can no longer be trusted to take or give data: it leaves service at once, and remembers it as
     /// far as its disks still can.
-    fn fail_device(&mut self, what: &str, errno: Errno) {
+    fn fail_device(&mut self, what: &'static str, errno: Errno) {
         if self.meta.current.disk_state == DiskState::Failed {
             return;
         }
-        let text = alloc::format!("{what} failed (error {}): the copy here is Failed", errno.0);
-        self.report(Report::Device(text));
+        self.report(Report::DeviceFailed { what, errno });
         self.meta.current.disk_state = DiskState::Failed;
         self.has_failed = true;
         self.meta.current.suspect = true;
@@ -427,7 +427,7 @@ impl Machine {
         self.meta.current.disk_state == DiskState::Failed
     }
 
-    fn device_ok(&mut self, what: &str, result: IoResult) -> bool {
+    fn device_ok(&mut self, what: &'static str, result: IoResult) -> bool {
         if let Err(errno) = result {
             self.fail_device(what, errno);
         }

@@ -67,6 +67,7 @@ impl Machine {
             self.complete(request, Err(error));
             return;
         }
+        self.cover_committed(arena);
         self.copy_covered(offset, end, destination, arena);
         self.counters.reads += 1;
         self.counters.read_bytes += destination.len as u64;

@@ -17,6 +17,7 @@ impl Machine {
             frozen: self.frozen.clone(),
             disk_state: meta.current.disk_state,
             suspect: meta.current.suspect,
+            disk_full: self.apply.waits_for_space(),
             proven: meta.current.proven,
             volume_bytes: meta.saved.volume_bytes,
             block_bytes: meta.saved.block_bytes,

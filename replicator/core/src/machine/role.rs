@@ -224,8 +224,9 @@ impl Machine {
     }
 
     pub(super) fn on_seal(&mut self, index: usize, seal: Seal) {
-        let refused =
-            self.role.is_sequencing() || self.is_failed() || seal.epoch <= self.meta.current.promised;
+        // A reign that is being stored begins: its epoch is promised, and none above it.
+        let reigns = self.role.is_sequencing() || matches!(self.role, RoleState::Recording { .. });
+        let refused = reigns || self.is_failed() || seal.epoch <= self.meta.current.promised;
         if refused {
             self.send_sealed(index, seal.attempt, false);
             return;
@@ -345,6 +346,13 @@ impl Machine {
         }
         let mut record = self.meta.saved.record;
         for (node, answer) in &attempt.answers {
+            if answer.record.order() > record.order() {
+                record = answer.record;
+            }
+            // A failed copy promises nothing any more, and takes nothing from anybody either: it has no veto.
+            if answer.disk_state == DiskState::Failed {
+                continue;
+            }
             if !answer.granted {
                 return refused(format!("{node} has promised epoch {} already; try again", answer.promised));
             }
@@ -355,14 +363,12 @@ impl Machine {
                     self.log.last()
                 ));
             }
-            if answer.record.order() > record.order() {
-                record = answer.record;
-            }
         }
         let usable = |answer: &Sealed| answer.disk_state == DiskState::UpToDate && !answer.suspect;
         if !attempt.force {
             let me = self.config.node;
-            let sealed = |node: NodeId| attempt.answers.iter().any(|(other, _)| *other == node);
+            let sealed =
+                |node: NodeId| attempt.answers.iter().any(|(other, answer)| *other == node && answer.granted);
             if !record.in_sync.contains(me) {
                 let text = "a connected replica knows a newer in-sync set, without this one; promote a member of it, or \
                             use --force";
@@ -406,7 +412,6 @@ impl Machine {
         if ready {
             self.overlay.clear();
             self.overlay_through = applied;
-            self.cover_committed(arena);
             self.role = RoleState::Primary;
             if !self.meta.current.proven {
                 self.meta.current.proven = true;
@@ -464,11 +469,6 @@ impl Machine {
             if self.meta.is_saved(saved) {
                 self.report(Report::Role(String::from("Secondary")));
                 self.leave_primary();
-                if stop {
-                    self.on_stop(id);
-                } else {
-                    self.answer_admin(id, Ok(String::from("Secondary")));
-                }
             }
             return;
         }
@@ -493,6 +493,10 @@ impl Machine {
     /// Ends the reign here, at once: what waits is told that nobody serves.
     pub(super) fn leave_primary(&mut self) {
         let sequencing = self.role.is_sequencing();
+        let demotion = match self.role {
+            RoleState::Demoting { id, stop, .. } => Some((id, stop)),
+            _ => None,
+        };
         if let RoleState::Sealing(Attempt { id, .. })
         | RoleState::Recording { id, .. }
         | RoleState::Opening { id: Some(id), .. } = self.role
@@ -515,6 +519,12 @@ impl Machine {
             self.record_change = None;
             self.peers.iter_mut().for_each(|peer| peer.pending = false);
             self.greet_all();
+        }
+        // However the reign ended, it ended: who asked for that is answered.
+        match demotion {
+            Some((id, true)) => self.on_stop(id),
+            Some((id, false)) => self.answer_admin(id, Ok(String::from("Secondary"))),
+            None => {}
         }
     }
 
@@ -546,7 +556,7 @@ impl Machine {
         let still = !self.log.has_unwritten() && !self.log.has_undurable() && self.apply.is_idle();
         let applied = self.log.applied.position.sequence >= self.stable.min(self.log.last());
         let at_rest = still && applied && self.is_checkpointed() && self.meta.is_idle();
-        if at_rest || late || self.is_failed() {
+        if at_rest || late || self.is_failed() || self.apply.waits_for_space() {
             self.meta.current.clean = at_rest;
             let saved = Some(self.meta.change());
             self.role = RoleState::Stopping { id, saved, deadline };
@@ -699,7 +709,13 @@ impl Machine {
             link.hello.as_ref().map(|hello| hello.record)
         });
         let newest = hellos.max_by_key(Record::order);
-        if let Some(record) = newest.filter(|record| record.order() > self.meta.current.record.order()) {
+        // By its record a replica knows who was asked before the end of its log was answered. Until that end is stable
+        // it forgets this for no set with strangers in it: they would have it cut.
+        let mine = self.meta.current.record;
+        let settled = mine.epoch == Epoch(0) || self.log.last() <= self.stable;
+        let knows_all = |record: &Record| record.in_sync.iter().all(|node| mine.in_sync.contains(node));
+        let learns = |record: &Record| record.order() > mine.order() && (settled || knows_all(record));
+        if let Some(record) = newest.filter(learns) {
             self.meta.current.record = record;
             self.meta.current.promised = self.meta.current.promised.max(record.epoch);
             self.meta.change();

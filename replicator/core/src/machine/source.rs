@@ -321,7 +321,8 @@ impl Machine {
             return true;
         }
         let mut found = false;
-        let first = self.log.find(self.overlay_through.next()).unwrap_or(self.log.next_number());
+        let through = self.overlay_through.max(self.log.applied.position.sequence);
+        let first = self.log.find(through.next()).unwrap_or(self.log.next_number());
         for number in first..self.log.next_number() {
             let frame = self.log.frame(number).expect("counted");
             let Some(buffer) = frame.buffer.filter(|_| frame.entries > 0) else { continue };

@@ -107,6 +107,7 @@ impl Machine {
             match self.peers[index].link.as_ref().map(|link| link.state) {
                 Some(LinkState::Streaming) => {
                     while self.send_next(index, arena) {}
+                    self.leave_ring(index);
                     self.pump_source(index, arena);
                     self.send_mark(index);
                 }
@@ -148,6 +149,21 @@ impl Machine {
             return false;
         }
         self.send_from_ring(index, frame.map(|frame| frame.ring_offset), arena)
+    }
+
+    /// A peer that was sent everything reads the ring no more: the piece in memory is given back, and the ring is not
+    /// kept for it.
+    fn leave_ring(&mut self, index: usize) {
+        let last = self.log.last();
+        let link = self.link_mut(Place::Peer(index));
+        let idle = |chunk: &Chunk| chunk.holds == 0 && !chunk.reading;
+        if link.next <= last || !link.chunk.as_ref().is_none_or(idle) {
+            return;
+        }
+        link.place = None;
+        if let Some(chunk) = link.chunk.take() {
+            self.pool.give(chunk.buffer);
+        }
     }
 
     fn send_frame(&mut self, index: usize, token: Token, span: Span, last: Sequence) {

@@ -70,6 +70,7 @@ impl Clients {
             return Flow::Wait;
         };
         let operation = self.begin(key, &request);
+        self.clients.get_mut(key).expect("the caller has it").read_bytes += read.buffer_bytes();
         // The machine may complete a piece at once: all are named before the first is handed over.
         let pieces = 1 + read.rest.len();
         let ids: Vec<RequestId> = (1..pieces).map(|_| self.piece(operation)).collect();
@@ -120,6 +121,7 @@ impl Clients {
             (None, None) => self.reply_ok(cx, operation.client, operation.tag),
             (None, Some(read)) => self.reply_read(cx, operation.client, operation.tag, &read),
             (Some(error), read) => {
+                client.read_bytes -= read.as_ref().map_or(0, Read::buffer_bytes);
                 give_read(cx, read);
                 let (code, reason) = (nbd_error(error), error.to_string());
                 self.reply_error(cx, operation.client, operation.tag, code, &reason);

@@ -3,6 +3,8 @@
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
+use holdfast_simulator::disk::SimDisk;
+use holdfast_simulator::random;
 use replicator_core::disk::superblock;
 
 use super::*;
@@ -10,14 +12,6 @@ use crate::device::Device;
 use crate::error::Purpose;
 use crate::options::{DirectIo, RingOptions};
 use crate::ring::Memory;
-
-#[path = "../../../core/tests/replication/world/random.rs"]
-#[expect(unreachable_pub, reason = "shared with another crate's tests")]
-mod random;
-/// The disk that the simulated world of the core's tests runs on.
-#[path = "../../../core/tests/replication/world/disk.rs"]
-#[expect(dead_code, unreachable_pub, reason = "crashes are simulated there, not here")]
-mod simulated;
 
 const BYTES: u64 = 4 << 20;
 
@@ -206,7 +200,7 @@ fn much_at_once_is_all_done() {
 fn the_simulated_disk_does_what_real_ones_do() {
     on_both(|mut rig| {
         let mut random = random::Random::new(2026);
-        let mut model = simulated::SimDisk::default();
+        let mut model = SimDisk::default();
         for step in 0..300u64 {
             let len = 512 * (1 + random.index(64));
             let offset = 512 * random.below((BYTES - len as u64) / 512);

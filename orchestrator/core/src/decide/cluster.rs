@@ -1,0 +1,340 @@
+//! What the Raft leader proposes: first records, takeovers, changes of in-sync sets. One volume at a time; none of them
+//! depends on another.
+
+use alloc::format;
+use alloc::string::String;
+
+use super::candidate::{best, fit, reasons};
+use super::{Decision, Note, Proposal, Severity};
+use crate::lease::Terms;
+use crate::policy::{Policy, Volume};
+use crate::proof::{Proof, is_fencing};
+use crate::record::{Change, ChangeKind, Record, Takeover};
+use crate::state::{Command, State};
+use crate::units::{Epoch, Instant, NodeId, NodeSet, ReignId};
+use crate::view::{Copy, Health, Replica, ReplicaView, Role, View};
+
+/// What is to be proposed now, and what is to be said.
+#[must_use]
+pub fn cluster(state: &State, policy: &Policy, view: &View) -> Decision {
+    let mut out = Decision::default();
+    for (index, volume) in policy.volumes.iter().enumerate() {
+        // Identities differ between the volumes of one decision, too.
+        let reign = ReignId(view.entropy.wrapping_add(index as u128));
+        let mut one = One { state, policy, view, volume, reign, out: &mut out };
+        match state.records.get(&volume.id) {
+            None => one.first(),
+            Some(record) => one.reigned(record),
+        }
+    }
+    out
+}
+
+/// One volume in one decision.
+struct One<'a> {
+    state: &'a State,
+    policy: &'a Policy,
+    view: &'a View,
+    volume: &'a Volume,
+    reign: ReignId,
+    out: &'a mut Decision,
+}
+
+/// Whether somebody other than the next primary may still answer clients.
+enum Others {
+    /// Everybody else runs nothing, or says that it serves nobody.
+    Quiet,
+    /// One that is heard has not stopped yet.
+    Stopping(NodeId),
+    /// Nothing is known of some, but their leases have surely ended.
+    Expired,
+    /// Some may, until then.
+    Until(Instant),
+}
+
+impl One<'_> {
+    fn name(&self, node: NodeId) -> String {
+        self.policy.node_name(node)
+    }
+
+    fn say(&mut self, severity: Severity, text: String) {
+        self.out.notes.push(Note { volume: self.volume.name.clone(), severity, text });
+    }
+
+    fn propose(&mut self, record: &Record, kind: ChangeKind, reason: String) {
+        let change = Change { expected: record.order(), kind };
+        self.out
+            .proposals
+            .push(Proposal { command: Command::Change { volume: self.volume.id, change }, reason });
+    }
+
+    fn is_paused(&self) -> bool {
+        self.state.paused.cluster || self.state.paused.volumes.contains(&self.volume.id)
+    }
+
+    /// A volume without a record: its replicas know best, and all of them must have been asked.
+    fn first(&mut self) {
+        let missing =
+            self.volume.replicas.iter().filter(|node| self.view.replica(self.volume.id, **node).is_none());
+        let missing: NodeSet = missing.copied().collect();
+        if !missing.is_empty() {
+            let names = self.policy.names(missing.iter());
+            let text =
+                format!("has no record yet: waiting for the replicas on {names} to say what they know");
+            return self.say(Severity::Error, text);
+        }
+        let replicas = || {
+            self.volume
+                .replicas
+                .iter()
+                .filter_map(|node| Some((*node, self.view.replica(self.volume.id, *node)?)))
+        };
+        let Some((_, newest)) = replicas().max_by_key(|(_, replica)| replica.record) else { return };
+        let is_whole =
+            |replica: &Replica| replica.copy == Copy::UpToDate && replica.in_sync == newest.in_sync;
+        let in_sync: NodeSet = replicas()
+            .filter(|(node, replica)| newest.in_sync.contains(*node) && is_whole(replica))
+            .map(|(node, _)| node)
+            .collect();
+        let serving: NodeSet =
+            replicas().filter(|(_, replica)| replica.role == Role::Primary).map(|(node, _)| node).collect();
+        let promised = replicas().map(|(_, replica)| replica.promised).max().unwrap_or_default();
+        let (primary, opened) = match (serving.len(), serving.iter().next()) {
+            (0, _) => (replicas().map(|(node, _)| node).find(|node| in_sync.contains(*node)), false),
+            (1, primary) => (primary, true),
+            _ => {
+                let names = self.policy.names(serving.iter());
+                return self
+                    .say(Severity::Error, format!("{names} are primary at the same time: demote one"));
+            }
+        };
+        let Some(primary) = primary.filter(|primary| in_sync.contains(*primary)) else {
+            return self.say(
+                Severity::Error,
+                String::from("no replica is UpToDate and in sync: nothing can be promoted"),
+            );
+        };
+        let epoch = if opened { newest.record.0 } else { promised.max(newest.record.0).next() };
+        let reason = if opened {
+            format!("{} serves it already", self.name(primary))
+        } else {
+            format!("all replicas have reported, {} is the first in sync", self.name(primary))
+        };
+        // Who is to serve counts whoever answers it; they come into the record when it says so.
+        let in_sync = if opened { in_sync } else { NodeSet::only(primary) };
+        let command =
+            Command::Create { volume: self.volume.id, epoch, primary, reign: self.reign, in_sync, opened };
+        self.out.proposals.push(Proposal { command, reason });
+    }
+
+    fn reigned(&mut self, record: &Record) {
+        if self.is_paused() {
+            return self.say(Severity::Warning, String::from("is paused: nothing is done about it"));
+        }
+        let Some(primary) = record.primary else {
+            return self.take_over(record, "nobody is primary");
+        };
+        if let Some(why) = self.ended(record, primary) {
+            return self.take_over(record, &why);
+        }
+        let Some(replica) = self.view.replica(self.volume.id, primary) else {
+            // Heard, but nothing of its replica is known: not before it has reported.
+            let name = self.name(primary);
+            return self.say(Severity::Note, format!("waiting for {name} to report"));
+        };
+        self.relay(record, primary);
+        if record.opened {
+            self.note_members(record, primary, replica);
+            self.consider_moving(record, primary);
+        } else {
+            let name = self.name(primary);
+            self.say(Severity::Error, format!("{name} is being promoted to epoch {}", record.epoch));
+        }
+    }
+
+    /// Why the reign of `primary` has ended, if it has.
+    fn ended(&self, record: &Record, primary: NodeId) -> Option<String> {
+        let name = self.name(primary);
+        if let Some(Health::Suspected { since }) = self.view.nodes.get(&primary).map(|node| node.health) {
+            return Some(format!("{name} is not heard since {} ms", self.view.now.since_ms(since)));
+        }
+        match self.view.replica_view(self.volume.id, primary)? {
+            ReplicaView::Stopped => Some(format!("{name} does not run its replicator")),
+            ReplicaView::Silent(reason) => {
+                Some(format!("{name} has a replicator that does not answer: {reason}"))
+            }
+            ReplicaView::Running(replica) => match (&replica.copy, replica.role) {
+                (Copy::Unusable(state), _) => Some(format!("the copy on {name} is {state}")),
+                // One that was opened is never continued: the process has restarted, or was demoted by hand.
+                (Copy::UpToDate, Role::Secondary) if record.opened => Some(format!("{name} serves no more")),
+                _ => None,
+            },
+        }
+    }
+
+    fn take_over(&mut self, record: &Record, why: &str) {
+        // Whoever does not answer cannot follow itself; one whose process is back can, in a new reign.
+        let Some((node, replica)) = best(self.state, self.view, self.volume, record) else {
+            let reasons = reasons(self.state, self.view, self.policy, self.volume, record, None);
+            let text = format!("{why}, and nobody can follow: {reasons}");
+            return self.say(Severity::Error, text);
+        };
+        let name = self.name(node);
+        if !replica.proven
+            && let Some(others) = self.worth_waiting_for(record, node)
+        {
+            let text = format!(
+                "{why}; {name} may have lost what it had in memory, so {} may come first, for {} ms at most",
+                self.policy.names(others.iter()),
+                self.policy.unproven_grace_ms
+            );
+            return self.say(Severity::Error, text);
+        }
+        let proof = match self.others(node) {
+            Others::Quiet => Proof::Released,
+            Others::Expired => Proof::LeaseExpired,
+            // It is on its way, and refuses whoever would be promoted beside it.
+            Others::Stopping(other) if record.primary.is_none() => {
+                let text = format!("{why}; {name} follows when {} has stopped serving", self.name(other));
+                return self.say(Severity::Error, text);
+            }
+            Others::Stopping(_) | Others::Until(_) if is_fencing(record, node) => Proof::EpochFenced,
+            Others::Stopping(other) => {
+                let text = format!("{why}; {name} follows when {} has stopped serving", self.name(other));
+                return self.say(Severity::Error, text);
+            }
+            Others::Until(until) => {
+                let ms = until.since_ms(self.view.now);
+                let text = format!("{why}; {name} follows when the old lease has surely ended, in {ms} ms");
+                return self.say(Severity::Error, text);
+            }
+        };
+        let takeover = Takeover {
+            epoch: self.next_epoch(record),
+            primary: node,
+            reign: self.reign,
+            in_sync: NodeSet::only(node),
+            proof,
+            breaks_sessions: !replica.proven,
+        };
+        let text = format!("{why}; {name} follows");
+        self.say(Severity::Error, text.clone());
+        self.propose(record, ChangeKind::Takeover(takeover), text);
+    }
+
+    /// What may still answer clients beside `node`.
+    fn others(&self, node: NodeId) -> Others {
+        let mut until = None;
+        for other in self.volume.replicas.iter().filter(|other| **other != node) {
+            if self.view.is_quiet(self.volume.id, *other) {
+                continue;
+            }
+            let role = self.view.replica(self.volume.id, *other).map(|replica| replica.role);
+            if matches!(role, Some(Role::Primary | Role::Changing)) {
+                return Others::Stopping(*other);
+            }
+            until = until.max(Some(lease_over_at(self.policy.lease, self.view, self.volume, *other)));
+        }
+        match until {
+            None => Others::Quiet,
+            Some(until) if self.view.now >= until => Others::Expired,
+            Some(until) => Others::Until(until),
+        }
+    }
+
+    /// Other members that could come back proven, while the grace for them lasts.
+    fn worth_waiting_for(&self, record: &Record, node: NodeId) -> Option<NodeSet> {
+        // One that is here and unproven, too, will not become better by waiting.
+        let members = record.in_sync.without(node).iter();
+        let absent: NodeSet =
+            members.filter(|other| self.view.replica(self.volume.id, *other).is_none()).collect();
+        let suspected = absent.iter().filter_map(|other| match self.view.nodes.get(&other)?.health {
+            Health::Suspected { since } => Some(since),
+            _ => None,
+        });
+        // This leader knows of no suspicion before its own election.
+        let since = suspected.max().unwrap_or_default().max(self.view.leader_since);
+        let is_over = self.view.now.since_ms(since) >= self.policy.unproven_grace_ms;
+        if is_over || absent.is_empty() { None } else { Some(absent) }
+    }
+
+    fn next_epoch(&self, record: &Record) -> Epoch {
+        let promised =
+            self.volume.replicas.iter().filter_map(|node| self.view.replica(self.volume.id, *node));
+        promised
+            .map(|replica| replica.promised.max(replica.record.0))
+            .max()
+            .unwrap_or_default()
+            .max(record.epoch)
+            .next()
+    }
+
+    /// Proposes what the primary asks for. It knows what it waits for, and asks for one thing at a time.
+    fn relay(&mut self, record: &Record, primary: NodeId) {
+        let report = self.view.nodes.get(&primary).and_then(|node| node.report.as_ref());
+        let request = report.and_then(|report| report.requests.get(&self.volume.id));
+        let is_its = |kind: &ChangeKind| {
+            matches!(kind, ChangeKind::Opened { .. } | ChangeKind::Shrink { .. } | ChangeKind::Grow { .. })
+        };
+        if let Some(request) = request.filter(|request| request.change.expected == record.order())
+            && is_its(&request.change.kind)
+        {
+            let (kind, reason) = (request.change.kind.clone(), request.reason.clone());
+            self.propose(record, kind, reason);
+        }
+    }
+
+    /// Says which members are missed.
+    fn note_members(&mut self, record: &Record, primary: NodeId, replica: &Replica) {
+        let missing = record.in_sync.without(primary).difference(replica.following);
+        if !missing.is_empty() {
+            let names = self.policy.names(missing.iter());
+            let patience_ms = self.policy.member_patience_ms;
+            let text = format!("waits for {names}, which may come back, for {patience_ms} ms at most");
+            self.say(Severity::Error, text);
+        }
+        let absent = self.volume.replicas.iter().copied().filter(|node| !record.in_sync.contains(*node));
+        let absent: NodeSet = absent.collect();
+        if !absent.is_empty() {
+            let names = self.policy.names(absent.iter());
+            self.say(Severity::Warning, format!("is not on all its nodes: {names} not in sync"));
+        }
+    }
+
+    /// A reign that could go on ends only because an operator wants it elsewhere.
+    fn consider_moving(&mut self, record: &Record, primary: NodeId) {
+        let wanted = self.state.wanted.get(&self.volume.id).copied();
+        let leaves = self.state.standby.contains(&primary);
+        let target = match wanted {
+            Some(wanted) if wanted != primary => {
+                match fit(self.state, self.view, self.volume, record, wanted) {
+                    Ok(_) => Some(wanted),
+                    Err(unfit) => {
+                        let text = format!("is wanted on {}, which {}", self.name(wanted), unfit.text());
+                        self.say(Severity::Warning, text);
+                        None
+                    }
+                }
+            }
+            // In standby the primary itself is no candidate.
+            _ if leaves => best(self.state, self.view, self.volume, record).map(|(node, _)| node),
+            _ => None,
+        };
+        if let Some(target) = target {
+            let reason = format!("{} is to follow {}", self.name(target), self.name(primary));
+            self.propose(record, ChangeKind::Release, reason);
+        } else if leaves {
+            let why = reasons(self.state, self.view, self.policy, self.volume, record, Some(primary));
+            let text = format!(
+                "stays on {}, which is in standby, since nobody can follow: {why}",
+                self.name(primary)
+            );
+            self.say(Severity::Warning, text);
+        }
+    }
+}
+
+/// From when `holder` surely holds no lease of a volume.
+pub(super) fn lease_over_at(terms: Terms, view: &View, volume: &Volume, holder: NodeId) -> Instant {
+    terms.surely_over_at(view.grants.get(&(volume.id, holder)).copied(), view.leader_since)
+}

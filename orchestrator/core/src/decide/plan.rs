@@ -1,0 +1,100 @@
+//! What would happen: the decisions themselves, asked again and again with a copy of the state and a clock of its own.
+
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Local, Severity, cluster, may_grant};
+use crate::policy::Policy;
+use crate::state::State;
+use crate::units::{Instant, NodeId};
+use crate::view::{Health, ReplicaView, Role, View};
+
+/// Looks at the clock this often.
+const STEP_MS: u64 = 50;
+/// Looks no further than this beyond the last moment at which something changed.
+const HORIZON_MS: u64 = 60_000;
+
+/// Something that would happen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Planned {
+    /// How long from now.
+    pub after_ms: u64,
+    /// What, and why.
+    pub text: String,
+}
+
+/// What would be decided if `dead` were not heard any more from now on. Whoever is to be promoted is taken to serve as soon
+/// as it may; what that takes on its disk is not known here.
+#[must_use]
+pub fn plan(state: &State, policy: &Policy, view: &View, dead: Option<NodeId>) -> Vec<Planned> {
+    let (mut state, mut view) = (state.clone(), view.clone());
+    let began = view.now;
+    let mut planned = Vec::new();
+    let mut changed_at = began.plus_ms(policy.detection.suspect_after_ms);
+    while view.now <= changed_at.plus_ms(HORIZON_MS) {
+        if let Some(dead) = dead {
+            die(policy, &mut view, dead, began);
+        }
+        serve(&state, policy, &mut view, dead, began);
+        let before = planned.len();
+        for proposal in cluster(&state, policy, &view).proposals {
+            if state.apply(&proposal.command).is_ok() {
+                planned.push(Planned { after_ms: view.now.since_ms(began), text: proposal.reason });
+            }
+        }
+        if planned.len() > before {
+            changed_at = view.now;
+        }
+        view.now = view.now.plus_ms(STEP_MS);
+    }
+    let stuck = cluster(&state, policy, &view).notes.into_iter();
+    let stuck = stuck.filter(|note| note.severity == Severity::Error);
+    planned.extend(stuck.map(|note| {
+        let text = format!("{} {}", note.volume, note.text);
+        Planned { after_ms: view.now.since_ms(began), text: format!("and it stays so: {text}") }
+    }));
+    planned
+}
+
+/// A node that died at `began`, as the others see it now.
+fn die(policy: &Policy, view: &mut View, dead: NodeId, began: Instant) {
+    let is_suspected = view.now >= began.plus_ms(policy.detection.suspect_after_ms);
+    if let Some(node) = view.nodes.get_mut(&dead)
+        && is_suspected
+        && node.health.is_heard()
+    {
+        node.health = Health::Suspected { since: began };
+    }
+}
+
+/// The primaries as they would be: whoever is named by a record and may have a lease serves, and asks for what follows.
+fn serve(state: &State, policy: &Policy, view: &mut View, dead: Option<NodeId>, began: Instant) {
+    for volume in &policy.volumes {
+        let Some(record) = state.records.get(&volume.id) else { continue };
+        let Some(primary) = record.primary.filter(|primary| Some(*primary) != dead) else { continue };
+        let may_serve = record.opened || may_grant(state, policy, view, volume, primary).is_ok();
+        let now = view.now;
+        let node = view.nodes.get_mut(&primary).filter(|node| node.health.is_heard());
+        let Some(report) = node.and_then(|node| node.report.as_mut()) else { continue };
+        let Some(ReplicaView::Running(replica)) = report.replicas.get_mut(&volume.id) else { continue };
+        if !may_serve || record.opened && replica.role != Role::Primary {
+            continue;
+        }
+        if !record.opened {
+            (replica.role, replica.record, replica.in_sync) =
+                (Role::Primary, (record.epoch, 1), record.in_sync);
+        }
+        replica.following = dead.map_or(replica.following, |dead| replica.following.without(dead));
+        let unfollowed = dead.map(|dead| ((volume.id, dead), began)).into_iter().collect();
+        let leases = [(volume.id, now.plus_ms(1))].into_iter().collect();
+        let process = record.process.max(1);
+        let (replicas, requests) = (report.replicas.clone(), BTreeMap::new());
+        let mut local = Local { now, replicas, leases, process, requests, unfollowed };
+        local.ask(state, policy, primary);
+        report.requests = local.requests;
+    }
+}

@@ -1,0 +1,172 @@
+//! The committed state: what every voter has after applying the same log. `apply` is the whole state machine.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use core::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::proof::Proof;
+use crate::record::{Change, Record, Refused};
+use crate::units::{Epoch, NodeId, NodeSet, ReignId, VolumeId};
+
+/// What the cluster has agreed on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// Who may write each volume.
+    pub records: BTreeMap<VolumeId, Record>,
+    /// Where operators want volumes; forgotten once they are there.
+    pub wanted: BTreeMap<VolumeId, NodeId>,
+    /// Nodes that are to be given nothing, and to give away what they have.
+    pub standby: BTreeSet<NodeId>,
+    /// What nothing is to be done about.
+    pub paused: Paused,
+}
+
+/// What nothing is to be done about, at three levels.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Paused {
+    /// Everything.
+    pub cluster: bool,
+    /// What happens on these nodes.
+    pub nodes: BTreeSet<NodeId>,
+    /// These volumes.
+    pub volumes: BTreeSet<VolumeId>,
+}
+
+/// What an operator may pause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scope {
+    /// Everything.
+    Cluster,
+    /// What happens on a node.
+    Node(NodeId),
+    /// A volume.
+    Volume(VolumeId),
+}
+
+/// An entry of the log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Command {
+    /// A volume gets its first record.
+    Create {
+        /// The volume.
+        volume: VolumeId,
+        /// Above every promise of its replicas.
+        epoch: Epoch,
+        /// Who is to write.
+        primary: NodeId,
+        /// Drawn at random.
+        reign: ReignId,
+        /// Who holds everything.
+        in_sync: NodeSet,
+        /// Whether the primary serves already, by an operator's act before there was a record.
+        opened: bool,
+    },
+    /// A volume's record changes.
+    Change {
+        /// The volume.
+        volume: VolumeId,
+        /// How.
+        change: Change,
+    },
+    /// An operator wants a volume somewhere, or nowhere in particular any more.
+    Want {
+        /// The volume.
+        volume: VolumeId,
+        /// Where.
+        node: Option<NodeId>,
+    },
+    /// A node goes into standby, or returns from it.
+    Standby {
+        /// The node.
+        node: NodeId,
+        /// Whether it is to be given nothing.
+        on: bool,
+    },
+    /// Something is paused, or goes on.
+    Pause {
+        /// What.
+        scope: Scope,
+        /// Whether nothing is to be done about it.
+        on: bool,
+    },
+}
+
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Create { volume, epoch, primary, .. } => {
+                write!(f, "first record of {volume}: epoch {epoch}, primary {primary}")
+            }
+            Self::Change { volume, change } => write!(f, "change of {volume}: {:?}", change.kind),
+            Self::Want { volume, node: Some(node) } => write!(f, "{volume} wanted on {node}"),
+            Self::Want { volume, node: None } => write!(f, "{volume} wanted nowhere in particular"),
+            Self::Standby { node, on } => write!(f, "standby of {node}: {on}"),
+            Self::Pause { scope, on } => write!(f, "pause of {scope:?}: {on}"),
+        }
+    }
+}
+
+impl State {
+    /// Applies one entry of the log.
+    ///
+    /// # Errors
+    /// If the entry changes nothing, as it was decided on another state. That is an answer, not a failure: every voter
+    /// comes to the same one.
+    pub fn apply(&mut self, command: &Command) -> Result<(), Refused> {
+        match command {
+            Command::Create { volume, epoch, primary, reign, in_sync, opened } => {
+                if self.records.contains_key(volume) {
+                    return Err(Refused::Exists);
+                }
+                if !in_sync.contains(*primary) {
+                    return Err(Refused::Set);
+                }
+                let record = Record {
+                    epoch: *epoch,
+                    version: 1,
+                    primary: Some(*primary),
+                    reign: *reign,
+                    opened: *opened,
+                    process: 0,
+                    in_sync: *in_sync,
+                    generation: 1,
+                    proof: Proof::First,
+                    shrunk_at: None,
+                };
+                self.records.insert(*volume, record);
+            }
+            Command::Change { volume, change } => {
+                let record = self.records.get_mut(volume).ok_or(Refused::NoRecord)?;
+                *record = record.changed(change)?;
+                if self.wanted.get(volume).is_some_and(|wanted| record.primary == Some(*wanted)) {
+                    self.wanted.remove(volume);
+                }
+            }
+            Command::Want { volume, node } => {
+                let record = self.records.get(volume).ok_or(Refused::NoRecord)?;
+                match node {
+                    Some(node) if record.primary != Some(*node) => self.wanted.insert(*volume, *node),
+                    _ => self.wanted.remove(volume),
+                };
+            }
+            Command::Standby { node, on } => set(&mut self.standby, *node, *on),
+            Command::Pause { scope: Scope::Cluster, on } => self.paused.cluster = *on,
+            Command::Pause { scope: Scope::Node(node), on } => set(&mut self.paused.nodes, *node, *on),
+            Command::Pause { scope: Scope::Volume(volume), on } => {
+                set(&mut self.paused.volumes, *volume, *on);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn set<T: Ord>(set: &mut BTreeSet<T>, item: T, on: bool) {
+    if on {
+        set.insert(item);
+    } else {
+        set.remove(&item);
+    }
+}

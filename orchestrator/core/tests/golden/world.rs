@@ -1,0 +1,367 @@
+//! A state, a view and local knowledge that are changed by sentences, and the decisions about them as sentences.
+
+use std::collections::BTreeMap;
+
+use orchestrator_core::decide::{self, Local, StepKind};
+use orchestrator_core::lease::Terms;
+use orchestrator_core::policy::{Detection, Node, Policy, Volume};
+use orchestrator_core::proof::Proof;
+use orchestrator_core::record::{Change, ChangeKind, Record};
+use orchestrator_core::state::{Command, State};
+use orchestrator_core::units::{Epoch, Instant, NodeId, NodeSet, Position, ReignId, VolumeId};
+use orchestrator_core::view::{Copy, Health, NodeView, Replica, ReplicaView, Report, Request, Role, View};
+
+const VOLUME: VolumeId = VolumeId(0xf0);
+/// The orchestrator of the usual primary.
+const PROCESS: u64 = 1;
+const NOW: Instant = Instant(1_000_000);
+
+/// What a case is about.
+pub(crate) struct World {
+    policy: Policy,
+    state: State,
+    view: View,
+    leases: BTreeMap<NodeId, Instant>,
+    /// Nodes that ask for a lease in this case.
+    asking: Vec<NodeId>,
+    /// Nodes whose own steps are shown.
+    acting: Vec<NodeId>,
+    planned: Option<Option<NodeId>>,
+    unfollowed: BTreeMap<(VolumeId, NodeId), Instant>,
+    /// Whether something that the primary asked for may still come to be.
+    asked: bool,
+}
+
+fn node_of(name: &str) -> Result<NodeId, String> {
+    match name.trim_end_matches(',') {
+        "a" => Ok(NodeId(0)),
+        "b" => Ok(NodeId(1)),
+        "c" => Ok(NodeId(2)),
+        "w" => Ok(NodeId(3)),
+        other => Err(format!("there is no node {other:?}")),
+    }
+}
+
+fn set_of(names: &[&str]) -> Result<NodeSet, String> {
+    names.iter().filter(|name| **name != "nobody").map(|name| node_of(name)).collect()
+}
+
+fn number(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("{text:?} is no number"))
+}
+
+fn position(text: &str) -> Result<Position, String> {
+    let (epoch, sequence) = text.split_once(':').ok_or(format!("{text:?} is no position"))?;
+    Ok(Position { epoch: Epoch(number(epoch)?), sequence: number(sequence)? })
+}
+
+impl World {
+    pub(crate) fn usual() -> Self {
+        let nodes = [(0, "a"), (1, "b"), (3, "w")];
+        let policy = Policy {
+            nodes: nodes.map(|(id, name)| Node { id: NodeId(id), name: name.to_owned() }).to_vec(),
+            volumes: vec![Volume { id: VOLUME, name: "r0".to_owned(), replicas: vec![NodeId(0), NodeId(1)] }],
+            lease: Terms { duration_ms: 1000, drift_ppm: 1000 },
+            detection: Detection::default(),
+            unproven_grace_ms: 10_000,
+            member_patience_ms: 2_000,
+        };
+        let members: NodeSet = [NodeId(0), NodeId(1)].into_iter().collect();
+        let record = Record {
+            epoch: Epoch(1),
+            version: 2,
+            primary: Some(NodeId(0)),
+            reign: ReignId(1),
+            opened: true,
+            process: PROCESS,
+            in_sync: members,
+            generation: 1,
+            proof: Proof::First,
+            shrunk_at: None,
+        };
+        let state = State { records: BTreeMap::from([(VOLUME, record)]), ..State::default() };
+        let mut world = Self {
+            policy,
+            state,
+            view: View {
+                now: NOW,
+                leader_since: Instant(NOW.0 - 100_000),
+                nodes: BTreeMap::new(),
+                grants: BTreeMap::from([((VOLUME, NodeId(0)), Instant(NOW.0 - 100))]),
+                entropy: 0,
+            },
+            leases: BTreeMap::from([(NodeId(0), Instant(NOW.0 + 900))]),
+            asking: Vec::new(),
+            acting: Vec::new(),
+            planned: None,
+            unfollowed: BTreeMap::new(),
+            asked: false,
+        };
+        world.add(NodeId(0), Some(Role::Primary));
+        world.add(NodeId(1), Some(Role::Secondary));
+        world.add(NodeId(3), None);
+        world.replica(NodeId(0)).unwrap().following = NodeSet::only(NodeId(1));
+        world
+    }
+
+    fn add(&mut self, node: NodeId, role: Option<Role>) {
+        let members = [NodeId(0), NodeId(1)].into_iter().collect();
+        let at = Position { epoch: Epoch(1), sequence: 100 };
+        let replica = |role| Replica {
+            role,
+            copy: Copy::UpToDate,
+            proven: true,
+            promised: Epoch(1),
+            head: at,
+            committed: at,
+            record: (Epoch(1), 2),
+            in_sync: members,
+            following: NodeSet::default(),
+        };
+        let replicas = role.map(|role| (VOLUME, ReplicaView::Running(replica(role)))).into_iter().collect();
+        self.view.nodes.insert(
+            node,
+            NodeView { health: Health::Alive, report: Some(Report { replicas, ..Report::default() }) },
+        );
+    }
+
+    fn replica(&mut self, node: NodeId) -> Result<&mut Replica, String> {
+        let view =
+            self.view.nodes.get_mut(&node).and_then(|node| node.report.as_mut()?.replicas.get_mut(&VOLUME));
+        match view {
+            Some(ReplicaView::Running(replica)) => Ok(replica),
+            _ => Err("no replica runs there".to_owned()),
+        }
+    }
+
+    fn record(&mut self) -> Result<&mut Record, String> {
+        self.state.records.get_mut(&VOLUME).ok_or_else(|| "there is no record".to_owned())
+    }
+
+    fn set_view(&mut self, node: NodeId, view: ReplicaView) {
+        let report = self.view.nodes.get_mut(&node).and_then(|node| node.report.as_mut());
+        report.expect("it reports").replicas.insert(VOLUME, view);
+    }
+
+    /// Takes a sentence of a case.
+    pub(crate) fn given(&mut self, line: &str) -> Result<(), String> {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words.as_slice() {
+            ["no", "record"] => drop(self.state.records.remove(&VOLUME)),
+            ["a", "third", "replica", "on", "c"] => self.third(),
+            ["the", "record", "names", "nobody"] => self.record()?.primary = None,
+            ["the", "record", "names", node] => self.record()?.primary = Some(node_of(node)?),
+            ["the", "record", "is", "not", "opened"] => self.record()?.opened = false,
+            ["the", "record", "is", "by", proof] => self.record()?.proof = proof_of(proof)?,
+            ["the", "record", "has", "members", names @ ..] => self.record()?.in_sync = set_of(names)?,
+            ["the", "record", "has", "epoch", epoch] => self.record()?.epoch = Epoch(number(epoch)?),
+            ["the", "leader", "leads", "for", ms, "ms"] => {
+                self.view.leader_since = Instant(NOW.0 - number(ms)?);
+                self.view.grants.clear();
+            }
+            ["the", "orchestrator", "of", "a", "has", "restarted"] => self.record()?.process = PROCESS + 1,
+            ["something", "was", "asked", "for"] => self.asked = true,
+            ["everything", "is", "paused"] => self.state.paused.cluster = true,
+            ["r0", "is", "paused"] => drop(self.state.paused.volumes.insert(VOLUME)),
+            ["r0", "is", "wanted", "on", node] => drop(self.state.wanted.insert(VOLUME, node_of(node)?)),
+            ["nothing", "is", "granted"] => self.view.grants.clear(),
+            ["if", "nothing", "happens"] => self.planned = Some(None),
+            ["if", node, "dies"] => self.planned = Some(Some(node_of(node)?)),
+            [node, rest @ ..] => return self.given_of(node_of(node)?, rest),
+            [] => return Err("an empty line".to_owned()),
+        }
+        Ok(())
+    }
+
+    fn given_of(&mut self, node: NodeId, words: &[&str]) -> Result<(), String> {
+        let health =
+            |world: &mut Self, health| world.view.nodes.get_mut(&node).expect("it is there").health = health;
+        match words {
+            ["is", "not", "heard", "for", ms, "ms"] => {
+                health(self, Health::Suspected { since: Instant(NOW.0 - number(ms)?) });
+            }
+            ["is", "in", "quarantine"] => health(self, Health::Quarantined { until: Instant(NOW.0 + 500) }),
+            ["has", "not", "reported"] => self.view.nodes.get_mut(&node).expect("it is there").report = None,
+            ["runs", "no", "replicator"] => self.set_view(node, ReplicaView::Stopped),
+            ["does", "not", "answer"] => self.set_view(node, ReplicaView::Silent("it hangs".to_owned())),
+            ["is", "secondary"] => {
+                let replica = self.replica(node)?;
+                (replica.role, replica.following) = (Role::Secondary, NodeSet::default());
+            }
+            ["serves"] => self.replica(node)?.role = Role::Primary,
+            ["changes", "its", "role"] => self.replica(node)?.role = Role::Changing,
+            ["is", "at", at] => {
+                let at = position(at)?;
+                let replica = self.replica(node)?;
+                (replica.head, replica.committed) = (at, at);
+            }
+            ["is", "unproven"] => self.replica(node)?.proven = false,
+            ["has", "a", "copy", "that", "is", state] => {
+                self.replica(node)?.copy = Copy::Unusable((*state).to_owned());
+            }
+            ["has", "promised", epoch] => self.replica(node)?.promised = Epoch(number(epoch)?),
+            ["knows", "epoch", epoch] => self.replica(node)?.record.0 = Epoch(number(epoch)?),
+            ["knows", "members", names @ ..] => self.replica(node)?.in_sync = set_of(names)?,
+            ["is", "followed", "by", names @ ..] => self.replica(node)?.following = set_of(names)?,
+            ["does", "not", "follow", "for", ms, "ms"] => {
+                self.unfollowed.insert((VOLUME, node), Instant(NOW.0 - number(ms)?));
+                let NodeView { report: Some(report), .. } =
+                    self.view.nodes.get_mut(&NodeId(0)).expect("a is there")
+                else {
+                    return Err("a has not reported".to_owned());
+                };
+                if let Some(ReplicaView::Running(replica)) = report.replicas.get_mut(&VOLUME) {
+                    replica.following = replica.following.without(node);
+                }
+            }
+            ["has", "a", "lease"] => {
+                let report = self.view.nodes.get_mut(&node).and_then(|node| node.report.as_mut());
+                report.ok_or("it has not reported")?.leases.insert(VOLUME);
+            }
+            ["was", "granted", "a", "lease", ms, "ms", "ago"] => {
+                self.view.grants.insert((VOLUME, node), Instant(NOW.0 - number(ms)?));
+            }
+            ["holds", "no", "lease"] => drop(self.leases.remove(&node)),
+            ["holds", "a", "lease"] => drop(self.leases.insert(node, Instant(NOW.0 + 500))),
+            ["is", "in", "standby"] => drop(self.state.standby.insert(node)),
+            ["is", "paused"] => drop(self.state.paused.nodes.insert(node)),
+            ["asks", "for", "a", "lease"] => self.asking.push(node),
+            ["acts"] => self.acting.push(node),
+            _ => return Err(format!("not understood: {}", words.join(" "))),
+        }
+        Ok(())
+    }
+
+    fn third(&mut self) {
+        let c = NodeId(2);
+        self.policy.nodes[2] = Node { id: c, name: "c".to_owned() };
+        self.policy.volumes[0].replicas.push(c);
+        self.view.nodes.remove(&NodeId(3));
+        self.add(c, Some(Role::Secondary));
+        let all: NodeSet = [NodeId(0), NodeId(1), c].into_iter().collect();
+        self.state.records.get_mut(&VOLUME).expect("the usual record").in_sync = all;
+        for node in [NodeId(0), NodeId(1), c] {
+            self.replica(node).expect("it runs").in_sync = all;
+        }
+        self.replica(NodeId(0)).expect("it runs").following = all.without(NodeId(0));
+    }
+
+    fn name(&self, node: NodeId) -> String {
+        self.policy.node_name(node)
+    }
+
+    fn names(&self, nodes: NodeSet) -> String {
+        nodes.iter().map(|node| self.name(node)).collect::<Vec<_>>().join(" ")
+    }
+
+    /// Everything that is decided.
+    pub(crate) fn decided(&mut self) -> Vec<String> {
+        self.ask();
+        if let Some(dead) = self.planned {
+            let plan = decide::plan(&self.state, &self.policy, &self.view, dead);
+            return plan.iter().map(|step| format!("after {} ms: {}", step.after_ms, step.text)).collect();
+        }
+        let mut lines = Vec::new();
+        for node in &self.asking {
+            let volume = &self.policy.volumes[0];
+            let answer = decide::may_grant(&self.state, &self.policy, &self.view, volume, *node);
+            let answer = answer
+                .map_or_else(|why| format!("not granted, {}", why.text(NOW)), |()| "granted".to_owned());
+            lines.push(format!("lease of {}: {answer}", self.name(*node)));
+        }
+        for node in &self.acting {
+            lines.extend(self.steps(*node));
+        }
+        if self.asking.is_empty() && self.acting.is_empty() {
+            let decision = decide::cluster(&self.state, &self.policy, &self.view);
+            lines.extend(decision.proposals.iter().map(|proposal| {
+                format!("propose {}, since {}", self.command(&proposal.command), proposal.reason)
+            }));
+            let word = |note: &decide::Note| format!("{:?}", note.severity).to_lowercase();
+            lines.extend(decision.notes.iter().map(|note| format!("{}: r0 {}", word(note), note.text)));
+        }
+        if lines.is_empty() {
+            lines.push("nothing".to_owned());
+        }
+        lines
+    }
+
+    fn local(&self, node: NodeId, replicas: BTreeMap<VolumeId, ReplicaView>) -> Local {
+        let leases = self.leases.get(&node).map(|until| (VOLUME, *until)).into_iter().collect();
+        let mut requests = BTreeMap::new();
+        if let Some(record) = self.state.records.get(&VOLUME).filter(|_| self.asked) {
+            let change = Change { expected: record.order(), kind: ChangeKind::Opened { process: PROCESS } };
+            requests.insert(VOLUME, Request { change, reason: "it was asked for before".to_owned() });
+        }
+        Local { now: NOW, replicas, leases, process: PROCESS, requests, unfollowed: self.unfollowed.clone() }
+    }
+
+    /// Every node asks for what it asks for.
+    fn ask(&mut self) {
+        for node in self.policy.nodes.clone() {
+            let Some(report) = self.view.nodes.get(&node.id).and_then(|view| view.report.clone()) else {
+                continue;
+            };
+            let mut local = self.local(node.id, report.replicas);
+            local.ask(&self.state, &self.policy, node.id);
+            let report = self.view.nodes.get_mut(&node.id).and_then(|view| view.report.as_mut());
+            report.expect("looked at above").requests = local.requests;
+        }
+    }
+
+    fn steps(&self, node: NodeId) -> Vec<String> {
+        let report = self.view.nodes[&node].report.clone().unwrap_or_default();
+        let local = self.local(node, report.replicas);
+        let steps = decide::node(&self.state, &self.policy, node, &local);
+        let text = |kind| match kind {
+            StepKind::Promote { epoch, alone: true } => {
+                format!("promotes its replica alone to epoch {epoch}")
+            }
+            StepKind::Promote { epoch, alone: false } => format!("promotes its replica to epoch {epoch}"),
+            StepKind::Demote => "demotes its replica".to_owned(),
+            StepKind::Shrink(other) => format!("goes on without {}", self.name(other)),
+        };
+        let name = self.name(node);
+        steps.iter().map(|step| format!("{name} {}, since {}", text(step.kind), step.reason)).collect()
+    }
+
+    fn command(&self, command: &Command) -> String {
+        let change = match command {
+            Command::Create { epoch, primary, in_sync, opened, .. } => {
+                let opened = if *opened { " and opened" } else { "" };
+                let (primary, members) = (self.name(*primary), self.names(*in_sync));
+                return format!(
+                    "the first record: epoch {epoch}, primary {primary}, members {members}{opened}"
+                );
+            }
+            Command::Change { change, .. } => change,
+            other => return other.to_string(),
+        };
+        match &change.kind {
+            ChangeKind::Shrink { remove, committed } => {
+                format!("a set without {}, at {committed}", self.names(*remove))
+            }
+            ChangeKind::Grow { add } => format!("a set with {}", self.name(*add)),
+            ChangeKind::Opened { .. } => "that it is opened".to_owned(),
+            ChangeKind::Release => "that nobody is primary".to_owned(),
+            ChangeKind::Takeover(takeover) => {
+                let broken = if takeover.breaks_sessions { ", sessions broken" } else { "" };
+                let (primary, members) = (self.name(takeover.primary), self.names(takeover.in_sync));
+                let (epoch, proof) = (takeover.epoch, &takeover.proof);
+                format!("primary {primary}, epoch {epoch}, members {members}, by {proof:?}{broken}")
+            }
+        }
+    }
+}
+
+fn proof_of(word: &str) -> Result<Proof, String> {
+    Ok(match word {
+        "EpochFenced" => Proof::EpochFenced,
+        "LeaseExpired" => Proof::LeaseExpired,
+        "Released" => Proof::Released,
+        "WatchdogExpired" => Proof::WatchdogExpired,
+        "PowerOff" => Proof::PowerOff { agent: "ipmi".to_owned() },
+        "Operator" => Proof::Operator { who: "root".to_owned() },
+        other => return Err(format!("{other} is no proof")),
+    })
+}

@@ -1,0 +1,165 @@
+//! One machine: a replica that keeps the replicator's rules in the small, and an orchestrator that carries out decisions
+//! as the shell does.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use orchestrator_core::decide::StepKind;
+use orchestrator_core::health::Detector;
+use orchestrator_core::record::Order;
+use orchestrator_core::units::{Epoch, Instant, NodeId, NodeSet, Position, VolumeId};
+use orchestrator_core::view::{Copy, Replica, ReplicaView, Report, Request, Role};
+
+pub(crate) const VOLUME: VolumeId = VolumeId(7);
+/// Writes of a run at most.
+pub(crate) const WRITES_MAX: usize = 16_384;
+
+/// Which writes a log has.
+#[derive(Clone)]
+pub(crate) struct Writes(Vec<u64>);
+
+impl Writes {
+    pub(crate) fn new() -> Self {
+        Self(vec![0; WRITES_MAX / 64])
+    }
+
+    pub(crate) fn insert(&mut self, number: usize) {
+        self.0[number / 64] |= 1 << (number % 64);
+    }
+
+    /// The first write of `other` that is not here.
+    pub(crate) fn first_missing(&self, other: &Self) -> Option<usize> {
+        let words = self.0.iter().zip(&other.0).enumerate();
+        let mut missing = words.map(|(place, (mine, theirs))| (place, theirs & !mine));
+        missing.find(|(_, bits)| *bits != 0).map(|(place, bits)| place * 64 + bits.trailing_zeros() as usize)
+    }
+
+    pub(crate) fn count(&self) -> u32 {
+        self.0.iter().map(|word| word.count_ones()).sum()
+    }
+}
+
+/// A replica.
+pub(crate) struct Rep {
+    pub(crate) up: bool,
+    pub(crate) role: Role,
+    /// The epoch it writes in, if it is primary.
+    pub(crate) epoch: u64,
+    /// The highest epoch promised, and to whom.
+    pub(crate) promised: (u64, usize),
+    pub(crate) writes: Writes,
+    pub(crate) in_sync: NodeSet,
+    pub(crate) record: (Epoch, u64),
+    pub(crate) length: u64,
+}
+
+/// A step under way.
+pub(crate) struct Under {
+    pub(crate) kind: StepKind,
+    pub(crate) done_at: u64,
+}
+
+/// A report on its way.
+pub(crate) struct Outstanding {
+    pub(crate) sequence: u64,
+    pub(crate) sent: Instant,
+    pub(crate) gives_up_at: u64,
+}
+
+/// What a leader remembers.
+#[derive(Default)]
+pub(crate) struct Leading {
+    pub(crate) term: u64,
+    pub(crate) since: Instant,
+    pub(crate) reports: BTreeMap<NodeId, (u64, u64, Report)>,
+    pub(crate) grants: BTreeMap<(VolumeId, NodeId), Instant>,
+    /// The record on which a change of the primary was decided that may yet come to be.
+    pub(crate) closing: Option<Order>,
+}
+
+/// A machine.
+pub(crate) struct Machine {
+    pub(crate) id: NodeId,
+    /// Its clock: an offset and a rate in parts per million.
+    pub(crate) offset: u64,
+    pub(crate) rate_ppm: u64,
+    pub(crate) up: bool,
+    pub(crate) orchestrator_up: bool,
+    /// Each start of the orchestrator is another process.
+    pub(crate) process: u64,
+    pub(crate) applied: usize,
+    pub(crate) told: Option<usize>,
+    pub(crate) leases: BTreeMap<VolumeId, Instant>,
+    pub(crate) requests: BTreeMap<VolumeId, Request>,
+    pub(crate) unfollowed: BTreeMap<(VolumeId, NodeId), Instant>,
+    pub(crate) detectors: BTreeMap<NodeId, Detector>,
+    pub(crate) beat: u64,
+    pub(crate) sequence: u64,
+    pub(crate) outstanding: Option<Outstanding>,
+    pub(crate) under: Option<Under>,
+    pub(crate) leading: Option<Leading>,
+    pub(crate) replica: Option<Rep>,
+}
+
+impl Machine {
+    /// Its clock at a moment of true time.
+    pub(crate) fn clock(&self, now: u64) -> Instant {
+        Instant(self.offset + now * self.rate_ppm / 1_000_000)
+    }
+
+    /// Ends the orchestrator's process: what it had in memory is gone, the file of its leases is not.
+    pub(crate) fn stop_orchestrator(&mut self) {
+        self.orchestrator_up = false;
+        self.told = None;
+        self.outstanding = None;
+        self.under = None;
+        self.leading = None;
+        self.requests.clear();
+        self.unfollowed.clear();
+    }
+
+    pub(crate) fn start_orchestrator(&mut self, now: u64) {
+        self.orchestrator_up = true;
+        self.process += 1;
+        self.sequence = 0;
+        let at = self.clock(now);
+        for detector in self.detectors.values_mut() {
+            *detector = Detector::new(orchestrator_core::policy::Detection::default(), 1, at);
+        }
+    }
+
+    pub(crate) fn stop_replica(&mut self) {
+        if let Some(replica) = &mut self.replica {
+            (replica.up, replica.role) = (false, Role::Secondary);
+        }
+        self.under = None;
+    }
+
+    /// What it says of its replica.
+    pub(crate) fn views(&self, following: NodeSet) -> BTreeMap<VolumeId, ReplicaView> {
+        let view = self.replica.as_ref().map(|replica| {
+            if !replica.up {
+                return (VOLUME, ReplicaView::Stopped);
+            }
+            let at = Position { epoch: Epoch(replica.promised.0), sequence: replica.length };
+            let view = Replica {
+                role: replica.role,
+                copy: Copy::UpToDate,
+                proven: true,
+                promised: Epoch(replica.promised.0),
+                head: at,
+                committed: at,
+                record: replica.record,
+                in_sync: replica.in_sync,
+                following,
+            };
+            (VOLUME, ReplicaView::Running(view))
+        });
+        view.into_iter().collect()
+    }
+
+    /// The leases that it holds or asks for.
+    pub(crate) fn held(&self, now: Instant, due: bool) -> BTreeSet<VolumeId> {
+        let held = self.leases.iter().filter(|(_, until)| now < **until).map(|(volume, _)| *volume);
+        held.chain(due.then_some(VOLUME)).collect()
+    }
+}

@@ -1,0 +1,209 @@
+//! The routes of the control interface and what each answers.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::http::{Method, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use orchestrator_core::record::Record;
+use orchestrator_core::state::{Command, Scope};
+use orchestrator_core::units::{NodeId, VolumeId};
+use orchestrator_core::view::Health;
+use replicator::control::json::{Done, Failure, FailureReason};
+
+use super::json::{Move, NodeReport, Plan, RecordReport, Status, Switch, VolumeReport};
+use crate::clock::now;
+use crate::node::Orchestrator;
+
+/// Bytes of a request's body.
+const BODY_BYTES_MAX: usize = 4 << 10;
+
+type App = State<Arc<Orchestrator>>;
+
+/// The routes.
+pub(super) fn router(orchestrator: Arc<Orchestrator>) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/plan", get(plan))
+        .route("/v1/volumes/{volume}/move", post(move_volume))
+        .route("/v1/nodes/{node}/standby", post(standby))
+        .route("/v1/pause", post(pause))
+        .fallback(no_route)
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(orchestrator)
+}
+
+async fn status(State(this): App) -> Json<Status> {
+    let (applied, leadership) = (this.consensus.applied(), this.consensus.leadership());
+    let (policy, state, mind, now) = (&this.options.policy, &applied.state, this.mind(), now());
+    let health = this.health();
+    let node = |node: &orchestrator_core::policy::Node| {
+        let (heard, suspicions) = health.get(&node.id).copied().unwrap_or((Health::Alive, 0));
+        NodeReport {
+            name: node.name.clone(),
+            health: word(heard).to_owned(),
+            suspicions,
+            standby: state.standby.contains(&node.id),
+            paused: state.paused.nodes.contains(&node.id),
+        }
+    };
+    let volume = |volume: &orchestrator_core::policy::Volume| {
+        let lease = mind.local.leases.get(&volume.id).map(|until| until.since_ms(now)).filter(|ms| *ms > 0);
+        VolumeReport {
+            name: volume.name.clone(),
+            paused: state.paused.volumes.contains(&volume.id),
+            wanted: state.wanted.get(&volume.id).map(|node| policy.node_name(*node)),
+            record: state.records.get(&volume.id).map(|record| record_of(&this, record)),
+            lease_ms: lease,
+        }
+    };
+    Json(Status {
+        cluster: this.options.cluster.clone(),
+        node: policy.node_name(this.options.me),
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        leader: leadership.leader.map(|leader| policy.node_name(leader)),
+        term: leadership.term,
+        applied: applied.index,
+        paused: state.paused.cluster,
+        nodes: policy.nodes.iter().map(node).collect(),
+        volumes: policy.volumes.iter().map(volume).collect(),
+        notes: mind.notes.clone(),
+        events: mind.events(),
+    })
+}
+
+fn word(health: Health) -> &'static str {
+    match health {
+        Health::Alive => "alive",
+        Health::Quarantined { .. } => "quarantined",
+        Health::Suspected { .. } => "suspected",
+    }
+}
+
+fn record_of(this: &Orchestrator, record: &Record) -> RecordReport {
+    let policy = &this.options.policy;
+    RecordReport {
+        epoch: record.epoch.0,
+        version: record.version,
+        primary: record.primary.map(|node| policy.node_name(node)),
+        opened: record.opened,
+        in_sync: record.in_sync.iter().map(|node| policy.node_name(node)).collect(),
+        generation: record.generation,
+        proof: format!("{:?}", record.proof),
+    }
+}
+
+async fn plan(
+    State(this): App,
+    Query(query): Query<BTreeMap<String, String>>,
+) -> Result<Json<Plan>, Refusal> {
+    let dead = query.get("dead").map(|name| node(&this, name)).transpose()?;
+    let steps = this.plan(dead).ok_or_else(|| {
+        let leader = this.consensus.leadership().leader;
+        let leader =
+            leader.map_or_else(|| "nobody".to_owned(), |leader| this.options.policy.node_name(leader));
+        let hint = format!("ask the leader, which is {leader}");
+        Refusal::new(StatusCode::CONFLICT, "not-leader", "only the leader knows what all nodes say", hint)
+    })?;
+    Ok(Json(Plan { steps }))
+}
+
+async fn move_volume(
+    State(this): App,
+    Path(name): Path<String>,
+    Json(request): Json<Move>,
+) -> Result<Json<Done>, Refusal> {
+    let volume = volume(&this, &name)?;
+    let to = request.to.map(|name| node(&this, &name)).transpose()?;
+    let where_to =
+        to.map_or_else(|| "nowhere in particular".to_owned(), |to| this.options.policy.node_name(to));
+    propose(&this, Command::Want { volume, node: to }, format!("{name} is wanted on {where_to}")).await
+}
+
+async fn standby(
+    State(this): App,
+    Path(name): Path<String>,
+    Json(request): Json<Switch>,
+) -> Result<Json<Done>, Refusal> {
+    let node = node(&this, &name)?;
+    let state = if request.on { "in standby" } else { "no more in standby" };
+    propose(&this, Command::Standby { node, on: request.on }, format!("{name} is {state}")).await
+}
+
+async fn pause(State(this): App, Json(request): Json<Switch>) -> Result<Json<Done>, Refusal> {
+    let (scope, what) = match (&request.volume, &request.node) {
+        (Some(name), None) => (Scope::Volume(volume(&this, name)?), name.clone()),
+        (None, Some(name)) => (Scope::Node(node(&this, name)?), name.clone()),
+        (None, None) => (Scope::Cluster, "everything".to_owned()),
+        (Some(_), Some(_)) => {
+            let message = "a pause is of a volume or of a node";
+            let hint = "name one of them, or none for all".to_owned();
+            return Err(Refusal::new(StatusCode::BAD_REQUEST, "bad-scope", message, hint));
+        }
+    };
+    let state = if request.on { "is paused" } else { "goes on" };
+    propose(&this, Command::Pause { scope, on: request.on }, format!("{what} {state}")).await
+}
+
+async fn propose(this: &Orchestrator, command: Command, done: String) -> Result<Json<Done>, Refusal> {
+    match this.command(command).await {
+        Ok(()) => Ok(Json(Done { message: done })),
+        Err(text) => Err(Refusal::new(StatusCode::CONFLICT, "refused", text, None)),
+    }
+}
+
+async fn no_route(method: Method, uri: Uri) -> Refusal {
+    let message = format!("there is no {method} {}", uri.path());
+    Refusal::new(StatusCode::NOT_FOUND, "no-route", message, "GET /v1/status is a good start".to_owned())
+}
+
+fn node(this: &Orchestrator, name: &str) -> Result<NodeId, Refusal> {
+    let found = this.options.policy.nodes.iter().find(|node| node.name == name);
+    found.map(|node| node.id).ok_or_else(|| {
+        let known = this.options.policy.names(this.options.policy.nodes.iter().map(|node| node.id));
+        let message = format!("there is no node \"{name}\" in this cluster");
+        Refusal::new(StatusCode::NOT_FOUND, "unknown-node", message, format!("its nodes are: {known}"))
+    })
+}
+
+fn volume(this: &Orchestrator, name: &str) -> Result<VolumeId, Refusal> {
+    let volumes = &this.options.policy.volumes;
+    volumes.iter().find(|volume| volume.name == name).map(|volume| volume.id).ok_or_else(|| {
+        let known: Vec<&str> = volumes.iter().map(|volume| volume.name.as_str()).collect();
+        let message = format!("there is no volume \"{name}\" in this cluster");
+        Refusal::new(
+            StatusCode::NOT_FOUND,
+            "unknown-volume",
+            message,
+            format!("its volumes are: {}", known.join(", ")),
+        )
+    })
+}
+
+/// An error as it is sent.
+struct Refusal {
+    status: StatusCode,
+    reason: FailureReason,
+}
+
+impl Refusal {
+    fn new(
+        status: StatusCode,
+        code: &str,
+        message: impl Into<String>,
+        hint: impl Into<Option<String>>,
+    ) -> Self {
+        let reason = FailureReason { code: code.to_owned(), message: message.into(), hint: hint.into() };
+        Self { status, reason }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.status, Json(Failure { error: self.reason })).into_response()
+    }
+}

@@ -1,0 +1,175 @@
+//! What this node's orchestrator knows and has under way, apart from what is agreed on. Changed under one lock, never held
+//! across anything that waits.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use orchestrator_core::decide::{Local, Note, StepKind};
+use orchestrator_core::record::{Order, Record};
+use orchestrator_core::state::State;
+use orchestrator_core::units::{Instant, NodeId, VolumeId};
+use orchestrator_core::view::{Health, NodeView, Report, View};
+use serde::{Deserialize, Serialize};
+
+use crate::consensus::Leadership;
+use crate::transport::message::ReportRequest;
+
+/// Happenings remembered for people.
+const EVENTS_MAX: usize = 200;
+/// A report older than this says nothing about now.
+const REPORT_AGE_MAX_MS: u64 = 2_000;
+
+/// Something that happened here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// When, in milliseconds since 1970.
+    pub at_unix_ms: u64,
+    /// What.
+    pub text: String,
+}
+
+/// What a node said of itself last.
+struct Reported {
+    process: u64,
+    sequence: u64,
+    voter: u64,
+    at: Instant,
+    report: Report,
+}
+
+/// The memory of one orchestrator.
+#[derive(Default)]
+pub(crate) struct Mind {
+    /// The election this is about; another one, and everything about being leader begins anew.
+    term: u64,
+    leader_since: Option<Instant>,
+    reports: BTreeMap<NodeId, Reported>,
+    grants: BTreeMap<(VolumeId, NodeId), Instant>,
+    /// Records on which a change of the primary was decided that may yet come to be: no lease is granted while the record
+    /// is still that one. Once it is another, the change cannot be made any more.
+    closing: BTreeMap<VolumeId, Order>,
+    /// This node's own part: its replicas, its leases, what it has asked for.
+    pub(crate) local: Local,
+    /// The highest entry that any leader has told this process to be applied: nobody acts on less.
+    pub(crate) told: Option<u64>,
+    /// Steps under way.
+    busy: BTreeSet<(VolumeId, StepKind)>,
+    /// Whether proposals are under way: the next are decided on what these lead to.
+    pub(crate) proposing: bool,
+    /// Whether a voter is being taken in.
+    pub(crate) admitting: bool,
+    pub(crate) notes: Vec<Note>,
+    events: VecDeque<Event>,
+}
+
+impl Mind {
+    /// The mind of a process that was given these leases before it knew anything else.
+    pub(crate) fn new(process: u64, leases: BTreeMap<VolumeId, Instant>) -> Self {
+        Self { local: Local { process, leases, ..Local::default() }, ..Self::default() }
+    }
+
+    /// Takes note of who leads. Says whether something about it has changed.
+    pub(crate) fn note_leadership(&mut self, leadership: Leadership, now: Instant) -> bool {
+        let leads = leadership.is_me;
+        if leadership.term == self.term && leads == self.leader_since.is_some() {
+            return false;
+        }
+        self.term = leadership.term;
+        self.leader_since = leads.then_some(now);
+        self.reports.clear();
+        self.grants.clear();
+        self.closing.clear();
+        self.notes.clear();
+        true
+    }
+
+    /// Whether this node leads, in the very election that is given.
+    pub(crate) fn leads_in(&self, leadership: Leadership) -> bool {
+        leadership.is_me && leadership.term == self.term && self.leader_since.is_some()
+    }
+
+    /// Takes a report. Says no to one that is older than what was taken before: it says nothing, and asks for nothing any
+    /// more.
+    pub(crate) fn take_report(&mut self, from: NodeId, request: &ReportRequest, now: Instant) -> bool {
+        let old = self.reports.get(&from);
+        if old.is_some_and(|old| old.process == request.process && old.sequence >= request.sequence) {
+            return false;
+        }
+        let (process, sequence, voter) = (request.process, request.sequence, request.voter);
+        let reported = Reported { process, sequence, voter, at: now, report: request.report.clone() };
+        self.reports.insert(from, reported);
+        true
+    }
+
+    /// The voters that nodes say they are.
+    pub(crate) fn reported_voters(&self) -> impl Iterator<Item = u64> {
+        self.reports.values().map(|reported| reported.voter)
+    }
+
+    /// The cluster as this leader sees it; `None` if it does not lead.
+    pub(crate) fn view(
+        &self,
+        me: NodeId,
+        health: &BTreeMap<NodeId, (Health, u32)>,
+        now: Instant,
+    ) -> Option<View> {
+        let leader_since = self.leader_since?;
+        let mine = (me, Health::Alive);
+        let all = health.iter().map(|(node, (health, _))| (*node, *health)).chain([mine]);
+        let fresh = |node: &NodeId| {
+            let reported = self.reports.get(node)?;
+            (now.since_ms(reported.at) < REPORT_AGE_MAX_MS).then(|| reported.report.clone())
+        };
+        let nodes = all.map(|(node, health)| (node, NodeView { health, report: fresh(&node) })).collect();
+        let entropy = u128::from_le_bytes(crate::random());
+        Some(View { now, leader_since, nodes, grants: self.grants.clone(), entropy })
+    }
+
+    pub(crate) fn grant(&mut self, volume: VolumeId, to: NodeId, now: Instant) {
+        self.grants.insert((volume, to), now);
+    }
+
+    pub(crate) fn close(&mut self, volume: VolumeId, decided_on: Order) {
+        self.closing.insert(volume, decided_on);
+    }
+
+    pub(crate) fn reopen(&mut self, volume: VolumeId) {
+        self.closing.remove(&volume);
+    }
+
+    pub(crate) fn is_closing(&self, volume: VolumeId, state: &State) -> bool {
+        let order = state.records.get(&volume).map(Record::order);
+        order.is_some() && self.closing.get(&volume).copied() == order
+    }
+
+    /// Begins a step; says no if it is under way. Anything but a demotion waits for all others of the volume: only a
+    /// demotion must not wait for a promotion that may take long.
+    pub(crate) fn begin(&mut self, volume: VolumeId, step: StepKind) -> bool {
+        let is_under_way = match step {
+            StepKind::Demote => self.busy.contains(&(volume, step)),
+            _ => self.busy.iter().any(|(busy, _)| *busy == volume),
+        };
+        !is_under_way && self.busy.insert((volume, step))
+    }
+
+    pub(crate) fn end(&mut self, volume: VolumeId, step: StepKind) {
+        self.busy.remove(&(volume, step));
+    }
+
+    /// Remembers something for people, unless it was the last thing that happened.
+    pub(crate) fn remember(&mut self, text: String) {
+        if self.events.back().is_some_and(|last| last.text == text) {
+            return;
+        }
+        eprintln!("{text}");
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let at_unix_ms = since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
+        if self.events.len() == EVENTS_MAX {
+            self.events.pop_front();
+        }
+        self.events.push_back(Event { at_unix_ms, text });
+    }
+
+    pub(crate) fn events(&self) -> Vec<Event> {
+        self.events.iter().cloned().collect()
+    }
+}

@@ -1,0 +1,134 @@
+//! What orchestrators say to each other: one request, one answer, as JSON in frames of known length. The connection is
+//! authenticated and encrypted; lengths are still bounded, since a peer may be a newer version with a fault.
+
+use std::io;
+
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, VoteRequest,
+    VoteResponse,
+};
+use orchestrator_core::record::Refused;
+use orchestrator_core::state::{Command, State};
+use orchestrator_core::units::{NodeId, VolumeId};
+use orchestrator_core::view::Report;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use crate::consensus::types::{SnapshotMeta, Types, Vote};
+
+/// Bytes of a frame.
+const FRAME_BYTES_MAX: usize = 16 << 20;
+
+/// The first frame of a connection: who dials. The certificate must bear it out.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Hello {
+    pub(crate) node: NodeId,
+}
+
+/// A request.
+#[derive(Serialize, Deserialize)]
+pub(crate) enum Request {
+    Append(AppendEntriesRequest<Types>),
+    Vote(VoteRequest<Types>),
+    PreVote(VoteRequest<Types>),
+    Snapshot {
+        vote: Vote,
+        meta: Box<SnapshotMeta>,
+        state: Box<State>,
+    },
+    Transfer(TransferLeaderRequest<Types>),
+    /// Who are you, and does your store hold anything?
+    Identify,
+    /// What a node says of itself to whom it takes for the leader.
+    Report(ReportRequest),
+    /// An entry that the leader is asked to propose.
+    Propose(Command),
+}
+
+/// What a node says of itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct ReportRequest {
+    /// Drawn when the process started.
+    pub(crate) process: u64,
+    /// Grows with each report of the process.
+    pub(crate) sequence: u64,
+    /// The voter that its store is.
+    pub(crate) voter: u64,
+    /// Its replicas.
+    pub(crate) report: Report,
+    /// Volumes whose lease it asks for.
+    pub(crate) leases: Vec<VolumeId>,
+}
+
+/// An answer. Errors of Raft itself are final for a request and go back as text.
+#[derive(Serialize, Deserialize)]
+pub(crate) enum Response {
+    Append(AppendEntriesResponse<Types>),
+    Vote(VoteResponse<Types>),
+    Snapshot(SnapshotResponse<Types>),
+    Transferred,
+    Identity {
+        voter: u64,
+        /// Whether its store belongs to a cluster already.
+        initialized: bool,
+    },
+    Reported(ReportAnswer),
+    Proposed(Result<(), Refused>),
+    /// Only the leader can do that; perhaps this is who.
+    NotLeader(Option<NodeId>),
+    Failed(String),
+}
+
+/// What the leader says to a report.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct ReportAnswer {
+    /// What the leader has applied: nobody acts on less.
+    pub(crate) applied: u64,
+    /// Leases granted, of those asked for.
+    pub(crate) granted: Vec<VolumeId>,
+    /// Why others were not.
+    pub(crate) withheld: Vec<(VolumeId, String)>,
+}
+
+/// Writes one frame.
+pub(crate) async fn write_frame<T: Serialize>(
+    stream: &mut (impl AsyncWrite + Unpin),
+    message: &T,
+) -> io::Result<()> {
+    let body = serde_json::to_vec(message).map_err(io::Error::other)?;
+    if body.len() > FRAME_BYTES_MAX {
+        return Err(io::Error::other(format!("a message of {} bytes is too long", body.len())));
+    }
+    let len = u32::try_from(body.len()).expect("below the limit");
+    let mut frame = len.to_le_bytes().to_vec();
+    frame.extend_from_slice(&body);
+    stream.write_all(&frame).await?;
+    stream.flush().await
+}
+
+/// Reads one frame; `None` if the stream ended before it.
+pub(crate) async fn read_frame<T: DeserializeOwned>(
+    stream: &mut (impl AsyncRead + Unpin),
+) -> io::Result<Option<T>> {
+    let mut len = [0; 4];
+    match stream.read_exact(&mut len).await {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(error) => return Err(error),
+    }
+    let len = usize::try_from(u32::from_le_bytes(len)).unwrap_or(usize::MAX);
+    if len > FRAME_BYTES_MAX {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("a frame of {len} bytes is too long"),
+        ));
+    }
+    // Memory follows what really comes, not what was announced.
+    let mut body = Vec::new();
+    (&mut *stream).take(len as u64).read_to_end(&mut body).await?;
+    if body.len() < len {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    serde_json::from_slice(&body).map(Some).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}

@@ -1,0 +1,105 @@
+//! The cluster's own authority. Its key is derived from the secret that all nodes share, so every node can make itself a
+//! certificate when it starts, and nobody without the secret can. TLS 1.3 only, both ends prove who they are.
+
+use std::sync::Arc;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose, PKCS_ED25519,
+};
+use replicator::options::Secret;
+use ring::hkdf::{HKDF_SHA256, Salt};
+use rustls::crypto::ring::default_provider;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use thiserror::Error;
+
+/// What an Ed25519 private key begins with in PKCS#8, version 1: the 32 bytes of the seed follow.
+const PKCS8_ED25519: [u8; 16] =
+    [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
+/// What keys are drawn for: another purpose, another key.
+const SALT: &[u8] = b"holdfast orchestrator 1";
+
+/// Why there is no identity.
+#[derive(Debug, Error)]
+#[error("cannot make this node's certificate: {0}")]
+pub struct IdentityError(String);
+
+/// How this node proves itself and checks others.
+#[derive(Clone)]
+pub(crate) struct Identity {
+    pub(crate) client: Arc<ClientConfig>,
+    pub(crate) server: Arc<ServerConfig>,
+}
+
+/// A key of 32 bytes for one purpose.
+pub(crate) fn derive(secret: &Secret, purpose: &[u8]) -> [u8; 32] {
+    let mut key = [0; 32];
+    let drawn = Salt::new(HKDF_SHA256, SALT).extract(&secret.0);
+    let purpose = [purpose];
+    let expanded = drawn.expand(&purpose, HKDF_SHA256).expect("one block is not too long");
+    expanded.fill(&mut key).expect("one block is what was asked for");
+    key
+}
+
+/// The name in a node's certificate.
+pub(crate) fn name_of(incarnation: u64, node: u8) -> String {
+    format!("n{node}.{incarnation}.holdfast.internal")
+}
+
+/// The same as [`name_of`], as the dialing end expects it.
+pub(crate) fn server_name(incarnation: u64, node: u8) -> ServerName<'static> {
+    ServerName::try_from(name_of(incarnation, node)).expect("letters, digits and dots")
+}
+
+impl Identity {
+    /// The identity of `node` in this incarnation of the cluster.
+    pub(crate) fn new(secret: &Secret, incarnation: u64, node: u8) -> Result<Self, IdentityError> {
+        let (authority, chain, key) =
+            make_certificates(secret, incarnation, node).map_err(|error| IdentityError(error.to_string()))?;
+        let identity = || -> Result<Self, rustls::Error> {
+            let mut roots = RootCertStore::empty();
+            roots.add(authority)?;
+            let roots = Arc::new(roots);
+            let provider = Arc::new(default_provider());
+            let client = ClientConfig::builder_with_provider(Arc::clone(&provider))
+                .with_protocol_versions(&[&rustls::version::TLS13])?
+                .with_root_certificates(Arc::clone(&roots))
+                .with_client_auth_cert(chain.clone(), key.clone_key())?;
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider))
+                .build()
+                .map_err(|error| rustls::Error::General(error.to_string()))?;
+            let server = ServerConfig::builder_with_provider(provider)
+                .with_protocol_versions(&[&rustls::version::TLS13])?
+                .with_client_cert_verifier(verifier)
+                .with_single_cert(chain.clone(), key.clone_key())?;
+            Ok(Self { client: Arc::new(client), server: Arc::new(server) })
+        };
+        identity().map_err(|error| IdentityError(error.to_string()))
+    }
+}
+
+type Certificates = (CertificateDer<'static>, Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+fn make_certificates(secret: &Secret, incarnation: u64, node: u8) -> Result<Certificates, rcgen::Error> {
+    let mut pkcs8 = PKCS8_ED25519.to_vec();
+    pkcs8.extend_from_slice(&derive(secret, b"authority"));
+    let key = KeyPair::from_pkcs8_der_and_sign_algo(&PrivatePkcs8KeyDer::from(pkcs8), &PKCS_ED25519)?;
+    let mut params = CertificateParams::new(Vec::new())?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+    params
+        .distinguished_name
+        .push(DnType::CommonName, format!("holdfast cluster, incarnation {incarnation}"));
+    let authority = CertifiedIssuer::self_signed(params, key)?;
+
+    let own = KeyPair::generate_for(&PKCS_ED25519)?;
+    let mut params = CertificateParams::new(vec![name_of(incarnation, node)])?;
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.distinguished_name.push(DnType::CommonName, name_of(incarnation, node));
+    let certificate = params.signed_by(&own, &authority)?;
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(own.serialize_der()));
+    Ok((authority.der().clone(), vec![certificate.der().clone()], key))
+}

@@ -1,0 +1,28 @@
+//! A world of simulated nodes: real machines, simulated disks, links and clocks, all moved by one seed. No thread,
+//! no real time.
+//!
+//! ```text
+//!   plan     what one seed draws: sizes, protocols, how likely each fault is
+//!   run      a whole run: safety phase, liveness phase, verdict
+//!   world    nodes, clients, time; one random thing after the other happens
+//!   node, disk, network                     what is simulated
+//!   checker  what clients may see           ledger  what replicas may do
+//! ```
+
+#![expect(
+    missing_docs,
+    reason = "a library of this workspace's tests only: names speak, and comments say why"
+)]
+
+pub mod checker;
+pub mod disk;
+pub mod exhaust;
+pub mod ledger;
+pub mod network;
+pub mod node;
+pub mod plan;
+pub mod play;
+pub mod random;
+pub mod rule;
+pub mod run;
+pub mod world;

@@ -1,0 +1,316 @@
+//! Coming back: scenarios in which the journal does not reach back and blocks are sent. The volume is small against
+//! the ring, so that a few bursts of writes pass it.
+
+use holdfast_simulator::world::{Setup, World};
+use replicator_core::config::OnPeerLoss;
+use replicator_core::disk::superblock::DiskState;
+use replicator_core::event::AdminAction;
+use replicator_core::status::Connection;
+use replicator_core::units::NodeId;
+
+pub(crate) fn setup() -> Setup {
+    Setup { on_peer_loss: OnPeerLoss::Continue, sectors: 4096, ..Setup::default() }
+}
+
+fn quiet(world: &mut World) {
+    world.run_until("all replicas level and at rest", |world| world.is_quiet());
+    world.check_equal();
+}
+
+/// A world whose node 0 is Primary.
+fn serving(seed: u64, setup: &Setup) -> World {
+    let mut world = World::new(seed, setup);
+    world.run_until("all links up", |world| {
+        (0..world.nodes.len()).all(|n| {
+            world.status(n).unwrap().peers.iter().all(|peer| peer.connection != Connection::Connecting)
+        })
+    });
+    world.promote(0, false).unwrap();
+    world
+}
+
+/// Writes as much as passes the ring, in one half of the volume.
+fn pass_the_ring(world: &mut World, primary: usize) {
+    let half = world.sectors / 2;
+    for n in 0..24 {
+        let range = half / 24 * n..half;
+        world.run_until("room for a write", |world| world.write(primary, range.clone(), false));
+        world.run_until("it is answered", |world| world.waiting() == 0);
+    }
+    for _ in 0..24 {
+        let length = half.min(2048);
+        world.run_until("room for a write", |world| world.write(primary, 0..length, false));
+        world.run_until("it is answered", |world| world.waiting() == 0);
+    }
+    world.run_ms(100);
+}
+
+/// Node `node` loses its disks and is created anew.
+pub(crate) fn recreate(world: &mut World, node: usize) {
+    if world.is_up(node) {
+        world.kill(node);
+    }
+    world.recreate(node);
+}
+
+fn resyncs(world: &World, primary: usize) -> u64 {
+    world.status(primary).unwrap().counters.resync_bytes
+}
+
+#[test]
+fn a_replica_that_was_away_for_longer_than_the_journal_gets_the_dirty_blocks_only() {
+    let mut world = serving(1, &setup());
+    for n in 0..8 {
+        world.run_until("room", |world| world.write(0, n * 512..n * 512 + 512, false));
+        world.run_ms(10);
+    }
+    quiet(&mut world);
+    world.kill(1);
+    pass_the_ring(&mut world, 0);
+    assert!(world.status(0).unwrap().ring_used_bytes < 16 << 20);
+    world.start(1);
+    quiet(&mut world);
+    let bytes = resyncs(&world, 0);
+    assert!(bytes > 0 && bytes <= (world.sectors as u64 / 2) * 512, "{bytes} bytes were sent");
+    assert_eq!(world.status(1).unwrap().disk_state, DiskState::UpToDate);
+}
+
+#[test]
+fn a_replica_created_anew_is_filled_by_comparison_and_what_is_zero_is_not_sent() {
+    let mut world = serving(2, &setup());
+    world.kill(1);
+    pass_the_ring(&mut world, 0);
+    recreate(&mut world, 1);
+    world.start(1);
+    quiet(&mut world);
+    let bytes = resyncs(&world, 0);
+    assert!(bytes > 0 && bytes <= (world.sectors as u64 / 2) * 512, "{bytes} bytes were sent");
+}
+
+#[test]
+fn a_member_created_anew_comes_back_though_io_waits_for_it() {
+    let mut world = serving(3, &Setup { on_peer_loss: OnPeerLoss::Freeze, ..setup() });
+    pass_the_ring(&mut world, 0);
+    world.kill(1);
+    world.write(0, 3..4, false);
+    world.run_ms(4000);
+    assert_eq!(world.waiting(), 1);
+    recreate(&mut world, 1);
+    world.start(1);
+    quiet(&mut world);
+}
+
+#[test]
+fn writes_race_with_a_resync_on_the_same_blocks() {
+    for seed in 0..12 {
+        let mut world = serving(100 + seed, &setup());
+        world.kill(1);
+        pass_the_ring(&mut world, 0);
+        if seed % 2 == 0 {
+            recreate(&mut world, 1);
+        }
+        world.start(1);
+        for _ in 0..600 {
+            if world.random.percent(40) {
+                world.client();
+            }
+            if !world.step() {
+                world.pass_time();
+            }
+        }
+        world.run_until("answered", |world| world.waiting() == 0);
+        quiet(&mut world);
+    }
+}
+
+#[test]
+fn the_target_is_not_promoted_before_it_is_whole() {
+    let mut world = serving(4, &setup());
+    world.kill(1);
+    pass_the_ring(&mut world, 0);
+    recreate(&mut world, 1);
+    world.start(1);
+    world.run_until("it is Inconsistent", |world| {
+        world.status(1).is_some_and(|status| status.disk_state == DiskState::Inconsistent)
+    });
+    world.kill(0);
+    world.run_ms(100);
+    let refused = world.promote(1, true).unwrap_err().to_string();
+    assert!(refused.contains("Inconsistent"), "{refused}");
+    // Nor after a restart.
+    world.kill(1);
+    world.start(1);
+    assert_eq!(world.status(1).unwrap().disk_state, DiskState::Inconsistent);
+    world.promote(1, true).unwrap_err();
+    world.start(0);
+    world.run_ms(1000);
+    world.promote(0, true).unwrap();
+    quiet(&mut world);
+}
+
+/// Kills one of the two after so many steps of a resync, and lets them meet again.
+fn interrupt(seed: u64, node: usize, steps: usize, power: bool) {
+    let mut world = serving(seed, &setup());
+    quiet(&mut world);
+    world.kill(1);
+    pass_the_ring(&mut world, 0);
+    if seed.is_multiple_of(3) {
+        recreate(&mut world, 1);
+    }
+    world.flush(0);
+    world.run_until("flushed", |world| world.waiting() == 0);
+    world.start(1);
+    world.run_until("a resync begins", |world| {
+        world.status(0).unwrap().peers[0].connection == Connection::SyncSource
+    });
+    for _ in 0..steps {
+        if world.random.percent(10) {
+            world.client();
+        }
+        if !world.step() {
+            world.pass_time();
+        }
+    }
+    if power {
+        world.lose_power(node);
+    } else {
+        world.kill(node);
+    }
+    world.run_ms(20);
+    world.start(node);
+    if node == 0 {
+        world.run_ms(1000);
+        world.promote(0, true).unwrap();
+    }
+    quiet(&mut world);
+}
+
+#[test]
+fn an_interruption_at_any_point_resumes() {
+    for seed in 0..60 {
+        let steps = usize::try_from(seed * 7).unwrap();
+        interrupt(1000 + seed, usize::from(seed % 2 == 0), steps, seed % 5 < 2);
+    }
+}
+
+#[test]
+fn a_source_that_returns_goes_on_where_it_was() {
+    let mut world = serving(5, &setup());
+    world.kill(1);
+    pass_the_ring(&mut world, 0);
+    world.start(1);
+    world.run_until("some blocks were sent", |world| resyncs(world, 0) > 256 << 10);
+    world.admin(0, AdminAction::Stop).unwrap();
+    world.kill(0);
+    world.start(0);
+    world.run_ms(500);
+    world.promote(0, true).unwrap();
+    quiet(&mut world);
+}
+
+#[test]
+fn the_ring_may_be_passed_again_during_a_resync() {
+    let mut world = serving(6, &setup());
+    world.kill(1);
+    pass_the_ring(&mut world, 0);
+    world.start(1);
+    world.run_until("a resync begins", |world| {
+        world.status(0).unwrap().peers[0].connection == Connection::SyncSource
+    });
+    pass_the_ring(&mut world, 0);
+    quiet(&mut world);
+}
+
+#[test]
+fn another_source_takes_over_in_the_middle() {
+    let mut world = serving(7, &Setup { nodes: 3, ..setup() });
+    quiet(&mut world);
+    world.kill(2);
+    pass_the_ring(&mut world, 0);
+    world.flush(0);
+    world.run_until("flushed", |world| world.waiting() == 0);
+    world.start(2);
+    world.run_until("some blocks were sent", |world| resyncs(world, 0) > 256 << 10);
+    world.kill(0);
+    world.run_ms(100);
+    world.promote(1, true).unwrap();
+    for _ in 0..100 {
+        world.client();
+        world.run_ms(1);
+    }
+    world.run_until("node 2 is whole", |world| world.status(2).unwrap().disk_state == DiskState::UpToDate);
+    world.start(0);
+    quiet(&mut world);
+}
+
+#[test]
+fn a_target_that_is_whole_brings_others_level_later() {
+    let mut world = serving(8, &Setup { nodes: 3, ..setup() });
+    quiet(&mut world);
+    world.kill(1);
+    world.kill(2);
+    pass_the_ring(&mut world, 0);
+    world.start(1);
+    world
+        .run_until("node 1 is a member", |world| world.status(0).unwrap().record.in_sync.contains(NodeId(1)));
+    world.admin(0, AdminAction::Demote).unwrap();
+    world.run_ms(100);
+    world.promote(1, false).unwrap();
+    world.start(2);
+    quiet(&mut world);
+}
+
+#[test]
+fn the_loser_of_a_split_brain_comes_back_when_its_data_is_discarded() {
+    let mut world = serving(9, &setup());
+    quiet(&mut world);
+    world.set_cut(0, 1, true);
+    world.run_ms(5000);
+    world.promote(1, true).unwrap();
+    for node in 0..2 {
+        world.write(node, 3..4 + node, false);
+        world.run_until("each writes alone", |world| world.waiting() == 0);
+    }
+    world.run_ms(500);
+    world.set_cut(0, 1, false);
+    world.run_ms(3000);
+    assert_eq!(world.status(1).unwrap().peers[0].connection, Connection::StandAlone);
+    let refused = world.admin(0, AdminAction::Invalidate).unwrap_err().to_string();
+    assert!(refused.contains("demote it first"), "{refused}");
+    world.admin(1, AdminAction::Demote).unwrap();
+    world.admin(1, AdminAction::Invalidate).unwrap();
+    // Node 1 has promised a later epoch than node 0's reign: that promise stands, and node 0 is promoted above it.
+    world.run_ms(2000);
+    let reason = world.status(0).unwrap().peers[0].reason.clone().unwrap();
+    assert!(reason.contains("demote it and promote again"), "{reason}");
+    world.admin(0, AdminAction::Demote).unwrap();
+    world.run_ms(2000);
+    world.promote(0, true).unwrap();
+    world.run_until("node 1 is whole", |world| {
+        world.status(0).is_some_and(|s| s.peers[0].connection == Connection::Established && s.peers[0].member)
+            && world.status(1).unwrap().disk_state == DiskState::UpToDate
+            && world.status(1).unwrap().applied == world.status(0).unwrap().head.sequence
+    });
+    let images = [0, 1].map(|n: usize| {
+        let mut bytes = vec![0; world.sectors * 512];
+        world.nodes[n].disk.read(0, &mut bytes);
+        bytes
+    });
+    assert!(images[0] == images[1]);
+    assert!(resyncs(&world, 0) <= 8192, "only what differs is sent");
+}
+
+#[test]
+fn a_copy_that_is_discarded_twice_in_the_middle_is_filled_from_the_beginning() {
+    let mut world = serving(10, &setup());
+    pass_the_ring(&mut world, 0);
+    quiet(&mut world);
+    for _ in 0..2 {
+        world.admin(1, AdminAction::Invalidate).unwrap();
+        let garbage = vec![0x5a; world.sectors * 512];
+        world.nodes[1].disk.write(0, &garbage);
+        let before = resyncs(&world, 0);
+        world.run_until("some blocks were sent", |world| resyncs(world, 0) > before + (256 << 10));
+    }
+    quiet(&mut world);
+}
