@@ -114,7 +114,7 @@ impl Machine {
                 Some(LinkState::Cutting { .. }) => self.advance_cut(index),
                 Some(LinkState::Draining { .. }) => self.drain(index),
                 Some(LinkState::Jumping { saved }) if self.meta.is_saved(saved) => {
-                    self.begin_following(index)
+                    self.begin_following(index);
                 }
                 Some(LinkState::Following) => self.send_ack_if_due(index),
                 _ => {}

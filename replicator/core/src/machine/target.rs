@@ -7,6 +7,7 @@
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::format;
+use alloc::string::ToString;
 use alloc::vec::Vec;
 
 use xxhash_rust::xxh3::xxh3_128;
@@ -164,7 +165,7 @@ impl Machine {
         let intake = self.intake.as_mut().filter(|intake| intake.session == session);
         let reason = match (decoded, intake) {
             (Err(error), _) => format!("damaged blocks: {error}"),
-            (_, None) => format!("blocks came, and no resync is under way"),
+            (_, None) => "blocks came, and no resync is under way".to_string(),
             (Ok(header), Some(intake)) => {
                 let fits = header.number == intake.received + 1 && header.volume == self.config.volume;
                 if fits && intake.queue.len() < ITEMS_WAITING_MAX && header.point <= self.log.last() {
@@ -172,7 +173,7 @@ impl Machine {
                     intake.queue.push_back((header, buffer));
                     return;
                 }
-                format!("blocks came out of order")
+                "blocks came out of order".to_string()
             }
         };
         self.pool.give(buffer);
@@ -322,8 +323,8 @@ impl Machine {
     pub(super) fn send_hashes(&mut self, index: usize, read: BlockRead, arena: &[u8]) {
         self.pool.give(read.buffer);
         let volume_bytes = self.meta.saved.volume_bytes;
-        let of = |intake: &Box<Intake>| intake.link == read.link;
-        if !self.intake.as_ref().is_some_and(of) {
+        let of = |intake: &Intake| intake.link == read.link;
+        if !self.intake.as_deref().is_some_and(of) {
             return;
         }
         let mut hashes = Hashes { word: read.word, bits: read.bits, hashes: [0; WORD_BLOCKS as usize] };

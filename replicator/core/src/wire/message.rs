@@ -158,7 +158,6 @@ pub struct Hashes {
 
 /// A message body other than a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "hellos are rare, and boxing one would hide its plain shape")]
 pub enum Message {
     /// See [`Hello`].
     Hello(Hello),
