@@ -164,7 +164,7 @@ pub(crate) struct AttachArgs {
     #[command(flatten)]
     pub(crate) target: TargetArgs,
     /// Show what is attached on this host
-    #[arg(long, conflicts_with_all = ["control", "config"])]
+    #[arg(long)]
     pub(crate) status: bool,
     /// Stay, and connect the device again whenever the replicator was restarted
     #[arg(long, requires = "volume")]

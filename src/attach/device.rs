@@ -48,6 +48,13 @@ impl Device {
         sectors.checked_mul(512)
     }
 
+    /// How many connections it was made with: the kernel gives each a hardware queue.
+    pub(crate) fn connections(self) -> Result<u8> {
+        let path = self.attribute("mq");
+        let queues = fs::read_dir(&path).with_context(|| format!("cannot list {}", path.display()))?.count();
+        u8::try_from(queues).with_context(|| format!("{} has {queues} queues", self.path().display()))
+    }
+
     /// Sets the queue so that requests come as they are, and not longer than the server takes them. `look_again` is
     /// when the kernel looks again at a request that has no answer.
     pub(crate) fn tune(self, request_bytes_max: u32, look_again: Duration) -> Result<()> {
@@ -79,15 +86,14 @@ impl Device {
     }
 
     /// Makes the link by which people find it.
-    pub(crate) fn link(self, volume: &str) -> Result<PathBuf> {
+    pub(crate) fn link(self, volume: &str) -> Result<()> {
         let link = link_of(volume);
         let made = fs::create_dir_all(LINKS).and_then(|()| {
             // Made beside it and moved over it: whoever looks meanwhile finds the old one or the new one.
             let fresh = Path::new(LINKS).join(format!(".{volume}.{}", std::process::id()));
             symlink(self.path(), &fresh).and_then(|()| fs::rename(&fresh, &link))
         });
-        made.with_context(|| format!("cannot make the link {}", link.display()))?;
-        Ok(link)
+        made.with_context(|| format!("cannot make the link {}", link.display()))
     }
 
     fn attribute(self, name: &str) -> PathBuf {

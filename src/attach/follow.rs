@@ -40,6 +40,18 @@ pub(crate) struct Follower<'a> {
     pub(crate) identity: Identity,
 }
 
+/// Where the device is on its way; see the picture above.
+enum State {
+    Connected,
+    Waiting { since: Instant, is_announced: bool },
+}
+
+impl State {
+    fn waiting() -> Self {
+        Self::Waiting { since: Instant::now(), is_announced: false }
+    }
+}
+
 /// How one attempt to connect again ended.
 enum Attempt {
     Connected,
@@ -56,53 +68,46 @@ impl Follower<'_> {
         serve_memory();
         notify("READY=1");
         // A connection may have died before anybody listened.
-        let mut waiting_since = Some(Instant::now());
-        let mut announced = false;
+        let mut state = State::waiting();
         while !stop.is_set() {
             if self.device.identity().as_ref() != Some(&self.identity) {
                 return self.ended();
             }
-            let Some(since) = waiting_since else {
-                if self.deaths.wait(self.device.index, PERIOD)? {
-                    waiting_since = Some(Instant::now());
-                }
-                continue;
+            state = match state {
+                State::Connected if self.deaths.wait(self.device.index, PERIOD)? => State::waiting(),
+                State::Connected => State::Connected,
+                State::Waiting { since, is_announced } => self.connect_again(since, is_announced, &stop)?,
             };
-            match self.attempt()? {
-                Attempt::Connected => {
-                    if announced {
-                        say(&format!(
-                            "{}: connected again after {:.1} s",
-                            self.wish.volume,
-                            since.elapsed().as_secs_f64()
-                        ));
-                    }
-                    (waiting_since, announced) = (None, false);
-                }
-                Attempt::Later(reason) => {
-                    if !announced {
-                        say(&format!("{}: connection lost, I/O waits: {reason}", self.wish.volume));
-                        announced = true;
-                    }
-                    if since.elapsed() > self.wish.dead_time {
-                        return self.give_up(&format!("nobody served it for {:?}", self.wish.dead_time));
-                    }
-                    stop.sleep(RETRY);
-                }
-                Attempt::OtherGeneration(now) => {
-                    let reason = format!(
-                        "another node wrote meanwhile, or acknowledged writes may be missing (generation {} became {})",
-                        self.identity.generation, now.generation
-                    );
-                    return self.give_up(&reason);
-                }
-            }
         }
-        say(&format!(
-            "{}: left attached; nobody connects it again until this is started again",
-            self.wish.volume
-        ));
+        say(&format!("{}: left attached; start this again to keep it so", self.wish.volume));
         Ok(())
+    }
+
+    fn connect_again(&mut self, since: Instant, is_announced: bool, stop: &StopFlag) -> Result<State> {
+        let (volume, waited) = (&self.wish.volume, since.elapsed());
+        let reason = match self.attempt()? {
+            Attempt::Connected => {
+                if is_announced {
+                    say(&format!("{volume}: connected again after {:.1} s", waited.as_secs_f64()));
+                }
+                return Ok(State::Connected);
+            }
+            Attempt::OtherGeneration(now) => {
+                return self.give_up(&format!(
+                    "another node wrote meanwhile, or acknowledged writes may be missing (generation {} became {})",
+                    self.identity.generation, now.generation
+                ));
+            }
+            Attempt::Later(reason) => reason,
+        };
+        if !is_announced {
+            say(&format!("{volume}: connection lost, I/O waits: {reason}"));
+        }
+        if waited > self.wish.dead_time {
+            return self.give_up(&format!("nobody served it for {:?}", self.wish.dead_time));
+        }
+        stop.sleep(RETRY);
+        Ok(State::Waiting { since, is_announced: true })
     }
 
     fn attempt(&mut self) -> Result<Attempt> {
@@ -126,7 +131,7 @@ impl Follower<'_> {
         Ok(())
     }
 
-    fn give_up(&mut self, reason: &str) -> Result<()> {
+    fn give_up(&mut self, reason: &str) -> Result<State> {
         device::unlink(&self.wish.volume)?;
         self.kernel.disconnect(self.device.index)?;
         bail!(

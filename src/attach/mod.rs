@@ -75,6 +75,9 @@ impl Wish {
                 export.block_bytes
             );
         }
+        if self.dead_time < Duration::from_secs(1) {
+            bail!("the kernel counts the dead time in seconds: give it at least one");
+        }
         if self.connections > 1 && export.flags & FLAG_MULTI_CONN == 0 {
             bail!("the volume is not served for several connections: attach it with one");
         }
@@ -91,7 +94,7 @@ impl Wish {
 /// Attaches a volume, keeps it attached, or shows what is.
 pub(crate) fn attach(arguments: &AttachArgs) -> Result<()> {
     let Some(volume) = arguments.volume.as_deref() else { return show(arguments.json) };
-    let wish = Wish::new(arguments, volume);
+    let mut wish = Wish::new(arguments, volume);
     let client = target::client(&arguments.target)?;
     let mut kernel = Kernel::open()?;
     // Before there is anything to hear: no death is missed.
@@ -101,12 +104,12 @@ pub(crate) fn attach(arguments: &AttachArgs) -> Result<()> {
     let wanted = arguments.device.as_deref().map(Device::parse).transpose()?;
     let (device, how) = match find(&backend.identity)? {
         Some((device, identity)) => {
+            wish.connections = device.connections()?;
             (take_over(&mut kernel, &backend, device, &identity, wanted)?, "already attached")
         }
         None => (make(&mut kernel, &wish, &backend, wanted)?, "attached"),
     };
-    device.tune(backend.export.request_bytes_max, wish.look_again())?;
-    let link = device.link(volume)?;
+    let link = device::link_of(volume);
     if arguments.json {
         print_json(&Attached::new(device, &backend.identity), false)?;
     } else {
@@ -131,7 +134,16 @@ fn make(kernel: &mut Kernel, wish: &Wish, backend: &Backend, wanted: Option<Devi
     let settings = wish.settings(backend)?;
     let index = wanted.map(|device| device.index);
     let index = kernel.connect(index, &settings, &backend.identity.to_string(), &backend.sockets)?;
-    Ok(Device { index })
+    let device = Device { index };
+    let prepared = device
+        .tune(backend.export.request_bytes_max, wish.look_again())
+        .and_then(|()| device.link(&wish.volume));
+    if let Err(error) = prepared {
+        // Half a device is of no use to anybody.
+        kernel.disconnect(index)?;
+        return Err(error);
+    }
+    Ok(device)
 }
 
 /// The device is there already. If its connections died it gets these, else the kernel leaves them alone.
@@ -156,6 +168,7 @@ fn take_over(
         );
     }
     kernel.reconfigure(device.index, &identity.to_string(), &backend.sockets)?;
+    device.link(&identity.volume)?;
     Ok(device)
 }
 
