@@ -81,7 +81,8 @@ impl Machine {
         }
         assert!(self.meta.current.promised == record.epoch, "a later promise closes this link");
         let volatile_acks = self.link_mut(place).acks_received;
-        (self.meta.current.record, self.meta.current.volatile_acks) = (record, volatile_acks);
+        self.replace_record(record);
+        self.meta.current.volatile_acks = volatile_acks;
         let saved = Some(self.meta.change());
         self.link_mut(place).become_state(LinkState::Cutting { common, record, saved });
     }

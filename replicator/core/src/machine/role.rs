@@ -722,10 +722,20 @@ impl Machine {
         let knows_all = |record: &Record| record.in_sync.iter().all(|node| mine.in_sync.contains(node));
         let learns = |record: &Record| record.order() > mine.order() && (settled || knows_all(record));
         if let Some(record) = newest.filter(learns) {
-            self.meta.current.record = record;
+            self.replace_record(record);
             self.meta.current.promised = self.meta.current.promised.max(record.epoch);
             self.meta.change();
         }
+    }
+
+    /// Takes over a record that another replica told. If it is of another reign, somebody else has written since
+    /// clients were last served here: what they hold is of the past.
+    pub(super) fn replace_record(&mut self, record: Record) {
+        let current = &mut self.meta.current;
+        if record.reign != current.record.reign {
+            current.export_generation += 1;
+        }
+        current.record = record;
     }
 }
 
