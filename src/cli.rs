@@ -38,6 +38,10 @@ pub(crate) enum Command {
     Shrink(ShrinkArgs),
     /// Give up the data of this node's copy, and have it written anew by the primary
     Invalidate(InvalidateArgs),
+    /// Make a volume that is served on this node a block device, /dev/nbdN
+    Attach(AttachArgs),
+    /// End the block device of a volume
+    Detach(DetachArgs),
     /// Read a replica at rest: superblock, journal, entries. Exit code 3 if it is damaged
     Inspect(InspectArgs),
     /// Check a configuration file, or print one to begin with
@@ -234,6 +238,54 @@ pub(crate) struct InvalidateArgs {
     pub(crate) json: bool,
 }
 
+/// Arguments of `attach`.
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("what").required(true).args(["volume", "status"])))]
+pub(crate) struct AttachArgs {
+    /// The volume
+    pub(crate) volume: Option<String>,
+    /// The device, as /dev/nbd0 [default: a free one]
+    #[arg(requires = "volume")]
+    pub(crate) device: Option<String>,
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+    /// Show what is attached on this host
+    #[arg(long)]
+    pub(crate) status: bool,
+    /// Stay, and connect the device again whenever the replicator was restarted
+    #[arg(long, requires = "volume")]
+    pub(crate) follow: bool,
+    /// Connections, and so hardware queues. With more than one a request that waits for longer than
+    /// --request-timeout costs its connection
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub(crate) connections: u8,
+    /// How long I/O waits for a replicator that has gone, before it fails; whole seconds
+    #[arg(long, value_name = "TIME", default_value = "300s", value_parser = parse_duration_ms)]
+    pub(crate) dead_time: u64,
+    /// When the kernel looks again at a request without an answer [default: 2s, with several connections 30s]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration_ms)]
+    pub(crate) request_timeout: Option<u64>,
+    /// The device's logical blocks, 512 to 4096 bytes [default: the volume's]
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) block_size: Option<u32>,
+    /// Refuse writes
+    #[arg(long)]
+    pub(crate) read_only: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `detach`.
+#[derive(Debug, Args)]
+pub(crate) struct DetachArgs {
+    /// The volume, or its device
+    pub(crate) what: String,
+    /// Though it is in use, or what was written to it cannot be written back: that fails and is lost
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
 /// Arguments of `inspect`.
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("replica").required(true).args(["volume", "journal"])))]
@@ -406,6 +458,12 @@ mod tests {
             "holdfast demote r0",
             "holdfast shrink r0 --remove b",
             "holdfast invalidate r0 --control /s --discard-my-data --json",
+            "holdfast attach r0",
+            "holdfast attach r0 /dev/nbd0 --control /s --follow --connections 4 --dead-time 30s --request-timeout 5s",
+            "holdfast attach r0 --config f --node a --read-only --block-size 4096 --json",
+            "holdfast attach --status --json",
+            "holdfast detach r0",
+            "holdfast detach /dev/nbd0 --force",
             "holdfast inspect r0 --config f",
             "holdfast inspect --journal j --disk d --entries --json",
             "holdfast config check f",
@@ -431,6 +489,9 @@ mod tests {
             ("holdfast shrink r0", "--remove"),
             ("holdfast status --control /s --config f", "cannot be used with"),
             ("holdfast status --node a", "--config"),
+            ("holdfast attach", "--status"),
+            ("holdfast attach r0 --status", "cannot be used with"),
+            ("holdfast attach r0 --connections 0", "1..=16"),
             ("holdfast inspect", "--journal <PATH>"),
             ("holdfast sandbox --size 1GB", "1GiB"),
             ("holdfast sandbox --nodes 99", "8"),

@@ -1,6 +1,7 @@
 //! The `holdfast` command. What each subcommand does lies in its own file; here are only the ways to end:
 //! 0 done, 1 failed or refused, 2 used wrongly, 3 inspected and found damaged.
 
+mod attach;
 mod cli;
 mod configuration;
 mod create;
@@ -8,6 +9,7 @@ mod daemon;
 mod demo;
 mod inspect;
 mod nbd_client;
+mod nbd_negotiation;
 mod notify;
 mod orchestrator;
 mod orchestrator_cluster;
@@ -39,6 +41,8 @@ fn main() -> ExitCode {
         Command::Demote(arguments) => role::demote(&arguments),
         Command::Shrink(arguments) => role::shrink(&arguments),
         Command::Invalidate(arguments) => role::invalidate(&arguments),
+        Command::Attach(arguments) => attach::attach(&arguments),
+        Command::Detach(arguments) => attach::detach(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Config(command) => configuration::run(&command),
         Command::Sandbox(arguments) => sandbox::run(&arguments),

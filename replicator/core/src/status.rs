@@ -158,6 +158,9 @@ pub struct Status {
     pub disk_full: bool,
     /// Whether it cannot have lost volatile state since it last acknowledged.
     pub proven: bool,
+    /// Names what clients are attached to: while it stays, all that was acknowledged to them here is still here, and
+    /// nobody else has written.
+    pub export_generation: u64,
     /// Bytes of the volume.
     pub volume_bytes: u64,
     /// Smallest unit a client may address.

@@ -90,6 +90,9 @@ pub struct ReplicaReport {
     pub disk_full: bool,
     /// Whether it cannot have lost volatile state since it last acknowledged.
     pub proven: bool,
+    /// Names what clients are attached to: while it stays, all that was acknowledged to them on this node is still
+    /// there, and nobody else has written.
+    pub export_generation: u64,
     /// Bytes of the volume.
     pub size_bytes: u64,
     /// Smallest unit a client may address.
@@ -326,6 +329,7 @@ impl ReplicaReport {
             suspect: core.suspect,
             disk_full: core.disk_full,
             proven: core.proven,
+            export_generation: core.export_generation,
             size_bytes: core.volume_bytes,
             block_bytes: core.block_bytes,
             record: RecordReport {

@@ -89,6 +89,7 @@ fn healthy() -> Status {
         suspect: false,
         disk_full: false,
         proven: true,
+        export_generation: 1,
         volume_bytes: 1 << 30,
         block_bytes: 512,
         record: Record {
@@ -611,6 +612,8 @@ fn hello(node: u8) -> Hello {
         durable: Sequence(0),
         applied: Sequence(0),
         history: History::default(),
+        data_base: None,
+        discards: 0,
     }
 }
 

@@ -36,7 +36,7 @@ pub fn stamp(id: u64, sector: usize) -> [u8; SECTOR] {
     if id != 0 {
         let mut random = Random::new(id << 20 | sector as u64);
         for chunk in bytes.chunks_mut(8) {
-            chunk.copy_from_slice(&random.next().to_le_bytes());
+            chunk.copy_from_slice(&random.bits().to_le_bytes());
         }
         bytes[..8].copy_from_slice(&id.to_le_bytes());
         bytes[8..16].copy_from_slice(&(sector as u64).to_le_bytes());

@@ -576,17 +576,16 @@ impl Ledger {
         if first == 0 {
             self.marks.push("log begun anew");
             let log = self.log_to(new.tail.chain);
-            self.check_cut(
-                x,
-                new,
-                self.replicas[x].log.iter().filter(|f| !log.contains(f)).copied().collect(),
-            );
+            let kept: HashSet<usize> = log.iter().copied().collect();
+            let cut = self.replicas[x].log.iter().filter(|frame| !kept.contains(frame)).copied().collect();
+            self.check_cut(x, new, &cut);
             self.restart_log(x, log, &new.tail);
         } else {
             self.marks.push("tail cut");
             let log = &self.replicas[x].log;
             let from = log.partition_point(|frame| self.frames[*frame].last < first);
-            self.check_cut(x, new, log[from..].iter().copied().collect());
+            let cut = log[from..].iter().copied().collect();
+            self.check_cut(x, new, &cut);
             self.drop_beyond(x, first);
         }
     }
@@ -609,7 +608,7 @@ impl Ledger {
     }
 
     /// What clients were promised is never cut, but where the Primary that is followed lawfully does without it.
-    fn check_cut(&mut self, x: usize, new: &Superblock, cut: HashSet<usize>) {
+    fn check_cut(&mut self, x: usize, new: &Superblock, cut: &HashSet<usize>) {
         let promised = self
             .obligations
             .iter()

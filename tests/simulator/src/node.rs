@@ -128,6 +128,8 @@ pub struct Node {
     ring_at: u64,
     /// Any write of the journal fails.
     pub fail_journal_writes: bool,
+    /// The backing disk has no space.
+    pub disk_is_full: bool,
 }
 
 /// Why a replica did not start.
@@ -190,6 +192,7 @@ impl Node {
             needs_turn: false,
             starts: 0,
             fail_journal_writes: false,
+            disk_is_full: false,
         }
     }
 
@@ -398,6 +401,9 @@ impl Node {
             Io::ReadDisk { token, offset, span } => {
                 self.disk.read(offset, &mut self.arena[span.range()]);
                 Event::DiskRead { token, result: readable(&self.disk, offset, span.len) }
+            }
+            Io::WriteDisk { token, .. } if self.disk_is_full => {
+                Event::DiskWritten { token, result: Err(Errno(28)) }
             }
             Io::WriteDisk { token, offset, bytes } => {
                 self.disk.write(offset, &bytes);

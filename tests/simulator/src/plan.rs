@@ -147,7 +147,7 @@ pub struct Plan {
 impl Plan {
     /// The plan of a seed.
     pub fn draw(seed: u64) -> Self {
-        let mut random = Random::new(seed ^ 0x5eed_0f_9a17);
+        let mut random = Random::new(seed ^ 0x005e_ed0f_9a17);
         let setup = draw_setup(&mut random);
         let mut clocks = vec![Clock::default(); setup.nodes];
         if random.percent(50) {

@@ -1027,7 +1027,7 @@ impl World {
 
     /// A fresh identity for a reign.
     pub fn reign_id(&mut self) -> ReignId {
-        ReignId(u128::from(self.random.next()) << 64 | u128::from(self.random.next()))
+        ReignId(u128::from(self.random.bits()) << 64 | u128::from(self.random.bits()))
     }
 
     /// Promotes `node`.

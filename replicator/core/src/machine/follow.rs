@@ -95,7 +95,8 @@ impl Machine {
             self.stable = self.stable.max(common);
             self.committed = self.committed.max(common);
         }
-        (self.meta.current.record, self.meta.current.volatile_acks) = (record, volatile_acks);
+        self.replace_record(record);
+        self.meta.current.volatile_acks = volatile_acks;
         let saved = Some(self.meta.change());
         self.link_mut(place).become_state(LinkState::Cutting { common, record, saved });
     }

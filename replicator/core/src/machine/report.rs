@@ -19,6 +19,7 @@ impl Machine {
             suspect: meta.current.suspect,
             disk_full: self.apply.waits_for_space(),
             proven: meta.current.proven,
+            export_generation: meta.saved.export_generation,
             volume_bytes: meta.saved.volume_bytes,
             block_bytes: meta.saved.block_bytes,
             record: meta.saved.record,

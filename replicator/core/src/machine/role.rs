@@ -378,15 +378,23 @@ impl Machine {
                 return Err(needs_word(node));
             }
         }
-        // Proven members first, then the longest log; a connected better one is never passed over, force or not.
+        // Members first, then proven ones, then the longest log; a connected better one is never passed over, force
+        // or not. Who was taken out of the set lacks writes since, however proven it was before.
+        let is_member = record.in_sync.contains(self.config.node);
         let better = attempt.answers.iter().find(|(node, answer)| {
             let more = answer.proven || answer.head.position > self.log.head.position;
-            record.in_sync.contains(*node) && usable(answer) && more && !self.meta.saved.proven
+            record.in_sync.contains(*node)
+                && usable(answer)
+                && (!is_member || (more && !self.meta.saved.proven))
         });
         if let Some((node, _)) = better {
-            return refused(format!(
-                "this replica may have lost what it had in memory, and {node} has more: promote {node}"
-            ));
+            return refused(if is_member {
+                format!(
+                    "this replica may have lost what it had in memory, and {node} has more: promote {node}"
+                )
+            } else {
+                format!("this replica was taken out of the in-sync set, and {node} is in it: promote {node}")
+            });
         }
         let mut in_sync = NodeSet::only(self.config.node);
         for (node, answer) in &attempt.answers {
@@ -716,10 +724,20 @@ impl Machine {
         let knows_all = |record: &Record| record.in_sync.iter().all(|node| mine.in_sync.contains(node));
         let learns = |record: &Record| record.order() > mine.order() && (settled || knows_all(record));
         if let Some(record) = newest.filter(learns) {
-            self.meta.current.record = record;
+            self.replace_record(record);
             self.meta.current.promised = self.meta.current.promised.max(record.epoch);
             self.meta.change();
         }
+    }
+
+    /// Takes over a record that another replica told. If it is of another reign, somebody else has written since
+    /// clients were last served here: what they hold is of the past.
+    pub(super) fn replace_record(&mut self, record: Record) {
+        let current = &mut self.meta.current;
+        if record.reign != current.record.reign {
+            current.export_generation += 1;
+        }
+        current.record = record;
     }
 }
 

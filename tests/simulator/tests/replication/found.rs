@@ -88,7 +88,8 @@ fn a_record_heard_from_others_does_not_turn_a_fork_into_a_tail() {
     let mut world = serving(6, &setup);
     load(&mut world, 20);
     world.run_until("rest", |world| world.is_quiet());
-    (world.set_cut(0, 1, true), world.set_cut(0, 2, true));
+    world.set_cut(0, 1, true);
+    world.set_cut(0, 2, true);
     world.kill(1);
     world.kill(2);
     world.run_until("the set to shrink", |world| world.status(0).unwrap().record.in_sync.len() == 1);
@@ -145,4 +146,43 @@ fn memory_that_brought_a_peer_level_is_given_back() {
     world.run_until("the peer is level", |world| world.is_quiet());
     let used = world.status(0).unwrap().arena_used_bytes;
     assert!(used <= at_rest + 2 * 4096, "{used} bytes, {at_rest} before");
+}
+
+/// A write is acknowledged by nodes 0 and 1 alone, and not applied anywhere: node 2 was taken out of the set before.
+#[test]
+fn force_does_not_pass_over_a_connected_member() {
+    let mut world = serving(8, &Setup { nodes: 3, ..Setup::default() });
+    load(&mut world, 10);
+    world.run_until("rest", |world| world.is_quiet());
+    world.kill(2);
+    world.run_ms(5000);
+    world.admin(0, AdminAction::Shrink { node: NodeId(2) }).unwrap();
+    world.write(0, 3..4, false);
+    world.run_until("the answer", |world| world.waiting() == 0);
+    world.kill(0);
+    world.kill(1);
+    world.start(2);
+    world.start(1);
+    world.run_ms(3000);
+    assert!(world.promote(2, true).is_err());
+    world.promote(1, true).unwrap();
+}
+
+#[test]
+fn a_disk_without_space_pushes_back_and_goes_on_when_it_has_some() {
+    let mut world = serving(9, &Setup::default());
+    load(&mut world, 10);
+    world.nodes[0].disk_is_full = true;
+    load(&mut world, 10);
+    world.run_until("the disk to be found full", |world| world.status(0).unwrap().disk_full);
+    assert_eq!(world.status(0).unwrap().disk_state, DiskState::UpToDate);
+    // Nor does it keep a reign from ending, or a node from being killed.
+    world.admin(0, AdminAction::Demote).unwrap();
+    world.kill(0);
+    world.start(0);
+    world.run_until("another reign", |world| world.promote(1, false).is_ok());
+    load(&mut world, 10);
+    world.nodes[0].disk_is_full = false;
+    world.run_until("rest", |world| world.is_quiet());
+    world.check_equal();
 }

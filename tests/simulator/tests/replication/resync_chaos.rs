@@ -100,12 +100,12 @@ fn run(seed: u64, setup: &Setup, faults: Faults, steps: usize) -> u64 {
             try_to_serve(&mut world);
         }
         match (world.random.below(100), world.serving()) {
-            (0..=11, Some(primary)) if world.waiting() < 20 => {
+            (0..=24, Some(primary)) if world.waiting() < 20 => {
                 let start = world.random.index(world.sectors - 2047);
                 world.write(primary, start..start + 2048, false);
             }
-            (12..=34, _) => world.client(),
-            (35, _) if world.random.percent(15) => lose_a_copy(&mut world),
+            (25..=40, _) => world.client(),
+            (41, _) if world.random.percent(15) => lose_a_copy(&mut world),
             _ => {}
         }
         hurt(&mut world, faults);
@@ -141,7 +141,7 @@ fn run(seed: u64, setup: &Setup, faults: Faults, steps: usize) -> u64 {
 fn swarm(name: &str, default: std::ops::Range<u64>, setup: &Setup, faults: Faults) {
     let (mut resynced, mut count) = (0, 0);
     for seed in seeds(default) {
-        let outcome = std::panic::catch_unwind(|| run(seed, setup, faults, 3000));
+        let outcome = std::panic::catch_unwind(|| run(seed, setup, faults, 4000));
         match outcome {
             Ok(bytes) => resynced += u64::from(bytes > 0),
             Err(_) => {

@@ -411,3 +411,38 @@ fn force_is_refused_while_a_primary_that_refuses_this_replica_still_answers() {
     let refused = world.promote(1, true);
     assert!(matches!(&refused, Err(AdminError::Refused(text)) if text.contains("answers")), "{refused:?}");
 }
+
+#[test]
+fn the_export_generation_stays_while_the_same_node_reigns_and_changes_when_another_did() {
+    let generation = |world: &World| world.status(0).unwrap().export_generation;
+    let mut world = serving(23, &Setup::default());
+    load(&mut world, 50);
+    let attached = generation(&world);
+    // Killed and started again, or stopped in order: nobody else wrote, and nothing acknowledged is missing.
+    world.kill(0);
+    world.start(0);
+    connected(&mut world);
+    world.promote(0, false).unwrap();
+    assert_eq!(generation(&world), attached);
+    world.admin(0, AdminAction::Demote).unwrap();
+    connected(&mut world);
+    world.promote(0, false).unwrap();
+    assert_eq!(generation(&world), attached);
+    // The other node reigns and hands back: what clients here still hold is of the past.
+    world.admin(0, AdminAction::Demote).unwrap();
+    connected(&mut world);
+    world.promote(1, false).unwrap();
+    load(&mut world, 20);
+    world.admin(1, AdminAction::Demote).unwrap();
+    connected(&mut world);
+    world.promote(0, false).unwrap();
+    let returned = generation(&world);
+    assert!(returned > attached);
+    // By force, without the other's word.
+    world.kill(1);
+    world.kill(0);
+    world.start(0);
+    world.run_ms(10);
+    world.promote(0, true).unwrap();
+    assert!(generation(&world) > returned);
+}

@@ -1,0 +1,153 @@
+//! Keeping a device attached: when its connections die, new ones are made as soon as the volume is served again
+//! without anything lost. Requests wait in the kernel meanwhile.
+//!
+//! ```text
+//!              a connection died            served, same generation
+//!   Connected -------------------> Waiting -------------------------> Connected
+//!       |                             | other generation; dead time over
+//!       | identifier gone             v
+//!       +--> Detached             GivenUp: the device is disconnected, what waits fails
+//! ```
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use replicator::control::Client;
+use rustix::mm::MlockAllFlags;
+
+use super::Wish;
+use super::backend::Backend;
+use super::device::{self, Device};
+use super::identity::Identity;
+use super::netlink::{Deaths, Kernel};
+use crate::notify::notify;
+use crate::output::say;
+use crate::signals::StopFlag;
+
+/// How often the device is looked at while all is well.
+const PERIOD: Duration = Duration::from_secs(1);
+/// How often the replicator is asked while it is away.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// A device that is kept attached.
+#[derive(Debug)]
+pub(crate) struct Follower<'a> {
+    pub(crate) kernel: Kernel,
+    pub(crate) deaths: Deaths,
+    pub(crate) client: Client,
+    pub(crate) wish: &'a Wish,
+    pub(crate) device: Device,
+    pub(crate) identity: Identity,
+}
+
+/// Where the device is on its way; see the picture above.
+enum State {
+    Connected,
+    Waiting { since: Instant, is_announced: bool },
+}
+
+impl State {
+    fn waiting() -> Self {
+        Self::Waiting { since: Instant::now(), is_announced: false }
+    }
+}
+
+/// How one attempt to connect again ended.
+enum Attempt {
+    Connected,
+    /// Not now, for this reason.
+    Later(String),
+    /// Never: what the device's users hold is of the past.
+    OtherGeneration(Identity),
+}
+
+impl Follower<'_> {
+    /// Runs until the device is detached, cannot be kept, or a signal comes. A signal leaves it attached.
+    pub(crate) fn run(mut self) -> Result<()> {
+        let stop = StopFlag::install()?;
+        serve_memory();
+        notify("READY=1");
+        // A connection may have died before anybody listened.
+        let mut state = State::waiting();
+        while !stop.is_set() {
+            if self.device.identity().as_ref() != Some(&self.identity) {
+                return self.ended();
+            }
+            state = match state {
+                State::Connected if self.deaths.wait(self.device.index, PERIOD)? => State::waiting(),
+                State::Connected => State::Connected,
+                State::Waiting { since, is_announced } => self.connect_again(since, is_announced, &stop)?,
+            };
+        }
+        say(&format!("{}: left attached; start this again to keep it so", self.wish.volume));
+        Ok(())
+    }
+
+    fn connect_again(&mut self, since: Instant, is_announced: bool, stop: &StopFlag) -> Result<State> {
+        let (volume, waited) = (&self.wish.volume, since.elapsed());
+        let reason = match self.attempt()? {
+            Attempt::Connected => {
+                if is_announced {
+                    say(&format!("{volume}: connected again after {:.1} s", waited.as_secs_f64()));
+                }
+                return Ok(State::Connected);
+            }
+            Attempt::OtherGeneration(now) => {
+                return self.give_up(&format!(
+                    "another node wrote meanwhile, or acknowledged writes may be missing (generation {} became {})",
+                    self.identity.generation, now.generation
+                ));
+            }
+            Attempt::Later(reason) => reason,
+        };
+        if !is_announced {
+            say(&format!("{volume}: connection lost, I/O waits: {reason}"));
+        }
+        if waited > self.wish.dead_time {
+            return self.give_up(&format!("nobody served it for {:?}", self.wish.dead_time));
+        }
+        stop.sleep(RETRY);
+        Ok(State::Waiting { since, is_announced: true })
+    }
+
+    fn attempt(&mut self) -> Result<Attempt> {
+        let backend = match Backend::connect(&self.client, &self.wish.volume, self.wish.connections) {
+            Ok(backend) => backend,
+            Err(error) => return Ok(Attempt::Later(format!("{error:#}"))),
+        };
+        if backend.identity != self.identity {
+            return Ok(Attempt::OtherGeneration(backend.identity));
+        }
+        self.kernel.reconfigure(self.device.index, &self.identity.to_string(), &backend.sockets)?;
+        Ok(Attempt::Connected)
+    }
+
+    /// The device is attached to nothing, or to something else: by our own `detach`, which takes the link first.
+    fn ended(&self) -> Result<()> {
+        if device::link_of(&self.wish.volume).exists() {
+            bail!("{} was disconnected by somebody else", self.device.path().display());
+        }
+        say(&format!("{}: detached", self.wish.volume));
+        Ok(())
+    }
+
+    fn give_up(&mut self, reason: &str) -> Result<State> {
+        device::unlink(&self.wish.volume)?;
+        self.kernel.disconnect(self.device.index)?;
+        bail!(
+            "{} is disconnected from {}: {reason}; unmount what lay on it and attach it again",
+            self.device.path().display(),
+            self.wish.volume
+        )
+    }
+}
+
+/// The kernel may wait for the device, and so for this process, to free memory. It does not ask this process for
+/// memory then, and has nothing of it to read back. Both need rights; without them it mostly works, too.
+fn serve_memory() {
+    let locked = rustix::mm::mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE);
+    let flushing = rustix::process::configure_io_flusher_behavior(true);
+    if let Err(error) = locked.and(flushing) {
+        say(&format!("cannot secure memory against writeback through the device itself: {error}"));
+    }
+}

@@ -1,0 +1,116 @@
+# Shared pieces of the tests that run in the lab's virtual machine: a cluster of two replicators over loopback on
+# ram disks, waiting for conditions, and the count of what passed. To be sourced by bash, in the guest.
+# shellcheck shell=bash
+
+set -uo pipefail
+
+PASSED=0 FAILED=0
+WORK=/run/cluster
+declare -A REPLICATOR=()
+
+say() { printf '%s\n' "$*"; }
+
+pass() { PASSED=$((PASSED + 1)); printf '  ok    %s\n' "$*"; }
+
+fail() {
+  FAILED=$((FAILED + 1))
+  printf '  FAIL  %s\n' "$*"
+}
+
+# expect WHAT COMMAND...: COMMAND must succeed; its output is shown if it does not.
+expect() {
+  local what=$1 output status=0
+  shift
+  output=$("$@" 2>&1) || status=$?
+  if ((status == 0)); then
+    pass "$what"
+  else
+    fail "$what: exit code $status of: $*"
+    printf '%s\n' "$output" | tail -n 15 | sed 's/^/        /'
+  fi
+}
+
+# refuse WHAT PART COMMAND...: COMMAND must fail, and say PART.
+refuse() {
+  local what=$1 part=$2 output
+  shift 2
+  if output=$("$@" 2>&1); then
+    fail "$what: it was not refused: $*"
+  elif grep -qF -- "$part" <<<"$output"; then
+    pass "$what"
+  else
+    fail "$what: refused without saying '$part': $output"
+  fi
+}
+
+# wait_for SECONDS WHAT COMMAND...
+wait_for() {
+  local limit=$1 what=$2 end
+  shift 2
+  end=$((SECONDS + limit))
+  until "$@" >/dev/null 2>&1; do
+    ((SECONDS < end)) || { fail "gave up after ${limit} s waiting for: $what"; return 1; }
+    sleep 0.1
+  done
+}
+
+# finish: the last line, and the exit code.
+finish() {
+  local verdict=PASS
+  ((FAILED == 0 && PASSED > 0)) || verdict=FAIL
+  say "$verdict: $PASSED passed, $FAILED failed"
+  [[ $verdict == PASS ]]
+}
+
+# --- the cluster ----------------------------------------------------------------------------------------------
+
+control() { say "$WORK/$1.ctl"; }
+
+# on NODE COMMAND ARGS...: a subcommand of holdfast, to a node.
+on() {
+  local node=$1 command=$2
+  shift 2
+  holdfast "$command" "$@" --control "$(control "$node")"
+}
+
+# make_cluster DISK_MIB [DISKS]: ram disks, a configuration, and replicas of the volume r0 on nodes a and b, which take
+# the first four disks.
+make_cluster() {
+  local node port=7801 disk=0
+  modprobe brd rd_nr="${2:-4}" rd_size=$(($1 * 1024)) max_part=0
+  modprobe nbd nbds_max=4 max_part=0
+  modprobe -a crc32c_generic ext4
+  mkdir -p "$WORK"
+  head -c 32 /dev/urandom | xxd -p -c 64 >"$WORK/secret"
+  chmod 600 "$WORK/secret"
+  {
+    printf '[cluster]\nname = "lab"\nsecret-file = "secret"\n'
+    for node in a b; do
+      printf '\n[[node]]\nname = "%s"\naddress = "127.0.0.1"\ncontrol = "%s.ctl"\n' $node $node
+    done
+    printf '\n[[volume]]\nname = "r0"\nuuid = "%s"\nsize = "%dMiB"\n' "$(cat /proc/sys/kernel/random/uuid)" "$(($1 - 8))"
+    for node in a b; do
+      printf '\n[[volume.replica]]\nnode = "%s"\ndisk = "/dev/ram%d"\njournal = "/dev/ram%d"\n' $node $disk $((disk + 1))
+      printf 'port = %d\nnbd-socket = "%s.nbd"\n' $port $node
+      port=$((port + 1)) disk=$((disk + 2))
+    done
+  } >"$WORK/holdfast.toml"
+  for node in a b; do
+    holdfast create r0 --config "$WORK/holdfast.toml" --node $node || { fail "no replica on $node"; return 1; }
+  done
+}
+
+start_replicator() {
+  holdfast replicator --config "$WORK/holdfast.toml" --node "$1" >>"$WORK/$1.log" 2>&1 &
+  REPLICATOR[$1]=$!
+  wait_for 20 "the replicator of $1" on "$1" status r0
+}
+
+kill_replicator() {
+  kill -KILL "${REPLICATOR[$1]}"
+  wait "${REPLICATOR[$1]}" 2>/dev/null
+}
+
+promote() { wait_for 20 "$1 to become primary" on "$1" promote r0; }
+
+device_of_r0() { readlink /dev/holdfast/r0; }
