@@ -130,7 +130,7 @@ mod tests {
         run(&mut pace, 4000, 3000, Some(20_000));
         assert_eq!(pace.rate(), RATE_MIN);
         let slow = run(&mut pace, 7000, 1000, Some(20_000));
-        assert!(slow >= RATE_MIN / 2 && slow <= 2 * RATE_MIN, "the floor holds: {slow}");
+        assert!((RATE_MIN / 2..=2 * RATE_MIN).contains(&slow), "the floor holds: {slow}");
         run(&mut pace, 8000, 3000, Some(500));
         assert!(pace.rate() > 64 << 20, "it recovers: {}", pace.rate());
     }

@@ -198,9 +198,7 @@ enum Refusal {
     SplitBrain,
     /// An unfinished promotion stands between them.
     Promotion,
-    /// The journal cannot bring the other level.
-    Resync,
-    /// One of the two does not hold what it said it holds.
+    /// One of the two copies is of no use as it is.
     Doubt,
     /// They are no replicas of one volume, or not two.
     Identity,
@@ -214,10 +212,8 @@ impl Refusal {
             Self::SplitBrain
         } else if has(&["another promotion"]) {
             Self::Promotion
-        } else if has(&["verification", "suspect"]) {
+        } else if has(&["holdfast invalidate"]) {
             Self::Doubt
-        } else if has(&["resync"]) {
-            Self::Resync
         } else {
             Self::Identity
         }
@@ -227,21 +223,18 @@ impl Refusal {
         match self {
             Self::SplitBrain => format!(
                 "neither a restart nor a promotion heals it. Decide whose writes count, {own}'s or {peer}'s, save what \
-                 you need from the other, then create that one anew: \"StandAlone\" in docs/operating.md"
+                 you need from the other, then holdfast invalidate {volume} --discard-my-data there: \"StandAlone\" in \
+                 docs/operating.md"
             ),
             Self::Promotion => {
-                format!("finish or repeat the promotion: holdfast promote {volume} on the node that shall serve")
+                format!(
+                    "finish or repeat the promotion: holdfast promote {volume} on the node that shall serve"
+                )
             }
-            Self::Resync => {
-                "the journal cannot bring it level, and this version has no resync; create the replica that is behind \
-                 anew, if the volume is small or new: \"StandAlone\" in docs/operating.md"
-                    .to_owned()
-            }
-            Self::Doubt => {
-                "one of the two disks lost something: serve from the other one, and create it anew: \"StandAlone\" in \
-                 docs/operating.md"
-                    .to_owned()
-            }
+            Self::Doubt => format!(
+                "serve from the copy that is sound, and have the other one written anew: holdfast invalidate {volume} \
+                 --discard-my-data there, or a new disk: \"StandAlone\" in docs/operating.md"
+            ),
             Self::Identity => format!(
                 "compare the configurations of {own} and {peer}, and that no disk was copied: holdfast inspect {volume}; \
                  \"StandAlone\" in docs/operating.md"

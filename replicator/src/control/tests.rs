@@ -530,16 +530,24 @@ const ADVICE: [(Change, &str, &str); 19] = [
     ),
     (
         |status| {
-            refuse(status, "it needs a resync, which the journal cannot give");
+            refuse(
+                status,
+                "the Secondary's disk is Failed: have it written anew with `holdfast invalidate` there",
+            );
             status.frozen = Some("n1 is gone".into());
         },
         "I/O waits",
         "settle why beta is refused (starting it again does not help), or go on without: holdfast shrink r0",
     ),
     (
-        |status| refuse(status, "it needs a resync, which the journal cannot give"),
+        |status| {
+            refuse(
+                status,
+                "the Secondary's disk is Failed: have it written anew with `holdfast invalidate` there",
+            )
+        },
         "do not connect",
-        "this version has no resync",
+        "serve from the copy that is sound",
     ),
     (
         |status| {
@@ -561,7 +569,7 @@ const ADVICE: [(Change, &str, &str); 19] = [
     ),
     (
         |status| {
-            refuse(status, "it needs a resync");
+            refuse(status, "the Secondary's disk is Failed");
             status.role = Role::Secondary;
             status.disk_state = DiskState::Outdated;
         },
@@ -577,7 +585,7 @@ const ADVICE: [(Change, &str, &str); 19] = [
         "beta is connected and joins by itself",
     ),
     (|status| status.disk_state = DiskState::Failed, "reported an error", "dmesg"),
-    (|status| status.disk_state = DiskState::Inconsistent, "cannot be served", "full resync"),
+    (|status| status.disk_state = DiskState::Inconsistent, "cannot be served", "brought level by itself"),
     (|status| status.ring_used_bytes = 950, "95% full", "larger journal"),
     (|status| status.superblock_repairs = 2, "repaired at 2 starts", "after a power cut that may be"),
 ];
@@ -625,11 +633,8 @@ fn advice_follows_from_what_the_core_says() {
     let table: [(Meet, &str); 6] = [
         (|mine, theirs| (mine.primary, theirs.primary) = (true, true), "neither a restart nor a promotion"),
         (|mine, theirs| (mine.primary, theirs.promised) = (true, Epoch(5)), "repeat the promotion"),
-        (
-            |mine, theirs| (mine.primary, theirs.disk_state) = (true, DiskState::Inconsistent),
-            "this version has no resync",
-        ),
-        (|mine, theirs| (mine.primary, theirs.suspect) = (true, true), "serve from the other one"),
+        (|mine, theirs| (mine.primary, theirs.disk_state) = (true, DiskState::Failed), "or a new disk"),
+        (|mine, theirs| (mine.primary, theirs.suspect) = (true, true), "holdfast invalidate r0"),
         (|mine, theirs| theirs.replica = mine.replica, "no disk was copied"),
         (|_, theirs| theirs.volume_bytes = 1 << 20, "compare the configurations"),
     ];

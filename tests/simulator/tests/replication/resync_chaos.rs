@@ -158,7 +158,7 @@ fn swarm(name: &str, default: std::ops::Range<u64>, setup: &Setup, faults: Fault
 fn resyncs_under_kills_and_cuts_lose_nothing_and_all_copies_become_equal() {
     let faults = Faults { kill: 4, power: 0, cut: 3, switch: 1 };
     swarm("resync, two nodes", 20_000..20_015, &setup(), faults);
-    swarm("resync, three nodes", 21_000..21_010, &Setup { nodes: 3, ..setup() }, faults);
+    swarm("resync, three nodes", 21_000..21_006, &Setup { nodes: 3, ..setup() }, faults);
 }
 
 #[test]
@@ -166,7 +166,7 @@ fn resyncs_under_power_losses_lose_nothing_flushed() {
     let faults = Faults { kill: 2, power: 4, cut: 2, switch: 1 };
     swarm("resync and power, two nodes", 22_000..22_015, &setup(), faults);
     let freeze = Setup { nodes: 3, on_peer_loss: OnPeerLoss::Continue, ..setup() };
-    swarm("resync and power, three nodes", 23_000..23_010, &freeze, faults);
+    swarm("resync and power, three nodes", 23_000..23_006, &freeze, faults);
 }
 
 /// Failed once: large writes that a held range held back had all the memory that its item waited for.
