@@ -24,6 +24,8 @@ pub(crate) const REQUESTS_MAX: u32 = 256;
 pub(crate) const REPLY_BYTES_MAX: usize = 4 << 20;
 /// A connection that takes longer to negotiate is closed.
 pub(crate) const HANDSHAKE_MS: u64 = 3_000;
+/// A connection that takes no answers for so long is closed if others wait for the memory they lie in.
+pub(crate) const HOARD_MS: u64 = 2_000;
 /// A connection that holds memory for a payload and does not send it for so long is closed.
 pub(crate) const STALL_MS: u64 = 30_000;
 
@@ -74,6 +76,15 @@ pub(crate) enum Life {
     Closed,
 }
 
+/// What a connection wants memory for. Some is kept back for writes, so they do not wait behind reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// The payload of a write.
+    Write,
+    /// The data of a read.
+    Read,
+}
+
 /// One NBD connection.
 pub(crate) struct Client {
     pub(crate) session: Session,
@@ -90,8 +101,8 @@ pub(crate) struct Client {
     pub(crate) read_bytes: usize,
     /// It is in the list of those with something to send.
     pub(crate) is_dirty: bool,
-    /// It is in the list of those that wait for memory.
-    pub(crate) is_parked: bool,
+    /// It is in the list of those that wait for memory for this.
+    pub(crate) parked: Option<Need>,
     /// It has as many requests or replies under way as it may.
     pub(crate) is_full: bool,
     /// When the negotiation, or the payload being received, must be done.
@@ -122,7 +133,7 @@ impl Client {
             operations: 0,
             read_bytes: 0,
             is_dirty: false,
-            is_parked: false,
+            parked: None,
             is_full: false,
             deadline: Some(now.plus_ms(HANDSHAKE_MS)),
             send_deadline: None,
@@ -143,6 +154,12 @@ impl Client {
         self.deadline = None;
         self.format = self.session.negotiated()?.format;
         self.session.negotiated()
+    }
+
+    /// Whether it holds memory in answers that it has not been taking for [`HOARD_MS`].
+    pub(crate) fn hoards(&self, now: Instant) -> bool {
+        let stalled = self.send_deadline.is_some_and(|due| due <= now.plus_ms(STALL_MS - HOARD_MS));
+        stalled && self.read_bytes > 0
     }
 
     /// Whether its next request must wait for its last ones.

@@ -14,7 +14,7 @@ use super::Op;
 use super::context::Context;
 use super::slab::{Key, Slab};
 use crate::device::Kind;
-use crate::frontend::{Client, Life, Operation, Payload, STALL_MS, Stage};
+use crate::frontend::{Client, Life, Need, Operation, Payload, STALL_MS, Stage};
 use crate::ring::FileId;
 
 mod allocation;
@@ -40,12 +40,12 @@ pub(crate) struct Clients {
     connections_max: usize,
     /// Those with something to send.
     dirty: Vec<Key>,
-    /// Those that wait for memory, in order.
-    parked: VecDeque<Key>,
+    /// Those that wait for memory, in order, by [`Need`].
+    parked: [VecDeque<Key>; 2],
     /// Those that may go on parsing: they were full, and one of their requests was completed.
     ready: Vec<Key>,
-    /// The one who waits longest is being asked.
-    is_resuming: bool,
+    /// The one who waits longest for this is being asked.
+    resuming: Option<Need>,
     /// Reused for answers to block status.
     status_reply: Vec<u8>,
     extents: Vec<nbd_frontend::Extent>,
@@ -69,9 +69,9 @@ impl Clients {
             disk,
             connections_max: connections_max as usize,
             dirty: Vec::with_capacity(64),
-            parked: VecDeque::with_capacity(64),
+            parked: [VecDeque::with_capacity(64), VecDeque::with_capacity(64)],
             ready: Vec::with_capacity(64),
-            is_resuming: false,
+            resuming: None,
             status_reply: Vec::new(),
             extents: Vec::new(),
         }
@@ -84,7 +84,7 @@ impl Clients {
 
     /// Whether somebody waits for memory.
     pub(crate) fn is_waiting(&self) -> bool {
-        !self.parked.is_empty()
+        self.parked.iter().any(|queue| !queue.is_empty())
     }
 
     /// Whether somebody can go on without anything happening first.
@@ -208,22 +208,28 @@ impl Clients {
             self.advance(cx, key);
         }
         self.ready.clear();
-        for _ in 0..self.parked.len() {
-            let Some(key) = self.parked.pop_front() else { break };
+        for need in [Need::Write, Need::Read] {
+            self.resume_parked(cx, need);
+        }
+    }
+
+    fn resume_parked(&mut self, cx: &mut Context, need: Need) {
+        for _ in 0..self.parked[need as usize].len() {
+            let Some(key) = self.parked[need as usize].pop_front() else { break };
             let Some(client) = self.clients.get_mut(key) else { continue };
-            client.is_parked = false;
+            client.parked = None;
             if is_gone(cx, client) {
                 // The client gave up; it may have sent the request again elsewhere.
                 self.close(cx, key, None);
                 continue;
             }
-            self.is_resuming = true;
+            self.resuming = Some(need);
             self.advance(cx, key);
-            self.is_resuming = false;
-            if self.clients.get(key).is_some_and(|client| client.is_parked) {
+            self.resuming = None;
+            if self.clients.get(key).is_some_and(|client| client.parked == Some(need)) {
                 // Memory is still short: who waits longest is asked first next time.
-                if let Some(last) = self.parked.pop_back() {
-                    self.parked.push_front(last);
+                if let Some(last) = self.parked[need as usize].pop_back() {
+                    self.parked[need as usize].push_front(last);
                 }
                 break;
             }
@@ -251,13 +257,18 @@ impl Clients {
     pub(crate) fn expire(&mut self, cx: &mut Context) {
         let now = cx.now;
         let passed = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
-        let late = |client: &Client| passed(client.deadline) || passed(client.send_deadline);
+        let is_waiting = self.is_waiting();
+        let hoards = |client: &Client| is_waiting && client.hoards(now);
+        let late =
+            |client: &Client| passed(client.deadline) || passed(client.send_deadline) || hoards(client);
         let late: Vec<Key> =
             self.clients.iter().filter(|(_, client)| late(client)).map(|(key, _)| key).collect();
         for key in late {
             let client = self.clients.get(key).expect("just found");
             let what = if passed(client.send_deadline) {
                 "does not take its answers"
+            } else if hoards(client) {
+                "does not take its answers, and others wait for the memory they lie in"
             } else if client.is_negotiated {
                 "sent a part of a request and stalled"
             } else {
@@ -286,16 +297,16 @@ impl Clients {
     }
 
     /// Whether a request that needs memory must wait for others first.
-    fn must_queue(&self) -> bool {
-        !self.parked.is_empty() && !self.is_resuming
+    fn must_queue(&self, need: Need) -> bool {
+        !self.parked[need as usize].is_empty() && self.resuming != Some(need)
     }
 
-    fn park(&mut self, key: Key) {
+    fn park(&mut self, key: Key, need: Need) {
         if let Some(client) = self.clients.get_mut(key)
-            && !client.is_parked
+            && client.parked.is_none()
         {
-            client.is_parked = true;
-            self.parked.push_back(key);
+            client.parked = Some(need);
+            self.parked[need as usize].push_back(key);
         }
     }
 
@@ -306,7 +317,7 @@ impl Clients {
 
     fn step(&mut self, cx: &mut Context, key: Key) -> Flow {
         let Some(client) = self.clients.get_mut(key) else { return Flow::Wait };
-        if client.life != Life::Open || client.is_parked || client.inbox.is_receiving() {
+        if client.life != Life::Open || client.parked.is_some() || client.inbox.is_receiving() {
             return Flow::Wait;
         }
         match client.stage {
@@ -404,7 +415,7 @@ impl Clients {
 
     /// Places the next piece of a payload and hands it over as soon as it is there.
     fn step_payload(&mut self, cx: &mut Context, key: Key, payload: Payload) -> Flow {
-        let must_queue = self.must_queue();
+        let must_queue = self.must_queue(Need::Write);
         let client = self.clients.get_mut(key).expect("the caller has it");
         if payload.left == 0 {
             client.stage = Stage::Header;
@@ -425,7 +436,7 @@ impl Clients {
         // Whoever waits for memory is not overtaken.
         let placed = if must_queue { None } else { cx.machine.place_write(len) };
         let Some(span) = placed else {
-            self.park(key);
+            self.park(key, Need::Write);
             return Flow::Wait;
         };
         assert!(span.len == len, "the machine places what was asked for");

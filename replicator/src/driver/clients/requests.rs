@@ -11,7 +11,7 @@ use replicator_core::units::{PAGE_BYTES, RequestId};
 use super::{Clients, Flow, allocation};
 use crate::driver::context::Context;
 use crate::driver::slab::Key;
-use crate::frontend::{Life, Operation, Read, Stage};
+use crate::frontend::{Life, Need, Operation, Read, Stage};
 
 impl Clients {
     /// Carries out a request that the session has judged.
@@ -63,10 +63,10 @@ impl Clients {
 
     fn begin_read(&mut self, cx: &mut Context, key: Key, request: Request) -> Flow {
         // Whoever waits for memory is not overtaken, or a long read would wait for ever.
-        let read = if self.must_queue() { None } else { take_read(cx, request.length_bytes) };
+        let read = if self.must_queue(Need::Read) { None } else { take_read(cx, request.length_bytes) };
         let Some(read) = read else {
             self.clients.get_mut(key).expect("the caller has it").stage = Stage::Blocked(request);
-            self.park(key);
+            self.park(key, Need::Read);
             return Flow::Wait;
         };
         let operation = self.begin(key, &request);
