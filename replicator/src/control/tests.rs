@@ -544,7 +544,7 @@ const ADVICE: [(Change, &str, &str); 19] = [
             refuse(
                 status,
                 "the Secondary's disk is Failed: have it written anew with `holdfast invalidate` there",
-            )
+            );
         },
         "do not connect",
         "serve from the copy that is sound",
