@@ -432,10 +432,28 @@ impl Machine {
                 self.answer_admin(id, Ok(format!("Primary in epoch {}", record.epoch)));
             }
         } else if let (Some(id), true) = (id, self.now >= deadline) {
-            let text = "it is Primary, but a member of the in-sync set does not answer; I/O waits for it: bring it back, or \
-                        `holdfast shrink` the set";
+            let text = format!("it is Primary, but I/O waits: {}", self.why_opening(applied));
             self.refuse_admin(id, text);
             self.role = RoleState::Opening { id: None, start: Some(start), deadline };
+        }
+    }
+
+    /// What a reign that has begun still lacks to serve clients.
+    fn why_opening(&self, applied: Sequence) -> String {
+        if self.apply.waits_for_space() {
+            return String::from("the disk here has no space for the rest of the log; free some");
+        }
+        let absent = self.counted().iter().find(|node| !self.is_streaming_to(*node));
+        let peer = self.peers.iter().find(|peer| Some(peer.config.node) == absent);
+        match (absent, peer.and_then(|peer| peer.standalone.as_ref())) {
+            (Some(node), Some(reason)) => format!("{node} of the in-sync set is refused: {reason}"),
+            (Some(node), None) => format!(
+                "{node} of the in-sync set does not answer: bring it back, or `holdfast shrink` the set"
+            ),
+            (None, _) if applied < self.recovered_end => {
+                String::from("the rest of the log is still being written to the disk here")
+            }
+            (None, _) => String::from("the members have not stored the start of the reign yet"),
         }
     }
 
