@@ -7,7 +7,7 @@ use super::{Io, Machine, index_of};
 use crate::command::{Command, RequestError};
 use crate::event::{IoResult, ZeroKind};
 use crate::extents::Content;
-use crate::units::{RequestId, SECTOR_BYTES, Sequence, Span, Token};
+use crate::units::{Epoch, RequestId, SECTOR_BYTES, Sequence, Span, Token};
 
 /// A read that waits for the disk.
 #[derive(Clone, Copy, Debug)]
@@ -17,6 +17,8 @@ struct Read {
     end: u64,
     /// Entries up to here were in its view.
     view: Sequence,
+    /// The reign that took it: what it saw may be of the past in another one.
+    epoch: Epoch,
     parts_left: u32,
     failed: bool,
 }
@@ -77,8 +79,8 @@ impl Machine {
         }
         let gaps = core::mem::take(&mut self.reads.gaps);
         let parts_left = u32::try_from(gaps.len()).expect("bounded by the sectors of a read");
-        let (view, failed) = (self.overlay_through, false);
-        let slot = self.reads.add(Read { request, start: offset, end, view, parts_left, failed });
+        let (view, epoch, failed) = (self.overlay_through, self.meta.saved.record.epoch, false);
+        let slot = self.reads.add(Read { request, start: offset, end, view, epoch, parts_left, failed });
         for &(from, to) in &gaps {
             let skip = usize::try_from(from - offset).expect("within the destination");
             let len = usize::try_from(to - from).expect("within the destination");
@@ -122,7 +124,7 @@ impl Machine {
         }
         let read = self.reads.slots[slot].take().expect("a read under way");
         self.reads.free.push(u32::try_from(slot).expect("a slot"));
-        let answer = if !self.role.is_serving() {
+        let answer = if !self.role.is_serving() || read.epoch != self.meta.saved.record.epoch {
             Err(RequestError::NotServing)
         } else if read.failed {
             Err(RequestError::Device)
