@@ -7,22 +7,12 @@ use replicator_core::disk::superblock::{DiskState, Superblock};
 use replicator_core::event::AdminAction;
 use replicator_core::units::NodeId;
 
+use crate::setup::load;
+
 fn serving(seed: u64, setup: &Setup) -> World {
     let mut world = World::new(seed, setup);
     world.run_until("a promotion", |world| world.promote(0, false).is_ok());
     world
-}
-
-fn load(world: &mut World, operations: usize) {
-    for _ in 0..operations {
-        world.client();
-        for _ in 0..5 {
-            if !world.step() {
-                world.pass_time();
-            }
-        }
-    }
-    world.run_until("all requests answered", |world| world.waiting() == 0);
 }
 
 #[test]

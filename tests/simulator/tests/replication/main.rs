@@ -6,3 +6,4 @@ mod more;
 mod resync;
 mod resync_chaos;
 mod scenarios;
+mod setup;

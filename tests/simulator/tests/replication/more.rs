@@ -15,41 +15,9 @@ use replicator_core::wire::message::Message;
 use holdfast_simulator::node::{Io, Node, Out};
 use holdfast_simulator::world::{Setup, World};
 
+use crate::setup::{connected, load, load_at, quiet, serving};
+
 const CONTINUE: OnPeerLoss = OnPeerLoss::Continue;
-
-fn connected(world: &mut World) {
-    world.run_until("all links up", |world| {
-        (0..world.nodes.len()).filter(|n| world.is_up(*n)).all(|n| {
-            let up = |node: NodeId| world.is_up(usize::from(node.0));
-            let peers = world.status(n).unwrap().peers;
-            peers.iter().all(|peer| !up(peer.node) || peer.connection != Connection::Connecting)
-        })
-    });
-}
-
-fn serving(seed: u64, setup: &Setup) -> World {
-    let mut world = World::new(seed, setup);
-    connected(&mut world);
-    world.promote(0, false).unwrap();
-    world
-}
-
-fn load(world: &mut World, operations: usize) {
-    for _ in 0..operations {
-        world.client();
-        for _ in 0..5 {
-            if !world.step() {
-                world.pass_time();
-            }
-        }
-    }
-    world.run_until("all requests answered", |world| world.waiting() == 0);
-}
-
-fn quiet(world: &mut World) {
-    world.run_until("all replicas level and at rest", |world| world.is_quiet());
-    world.check_equal();
-}
 
 /// Steps until `done`, looking at each one.
 fn watch(world: &mut World, mut look: impl FnMut(&mut World), mut done: impl FnMut(&mut World) -> bool) {
@@ -365,14 +333,6 @@ fn an_epoch_start_that_was_cut_leaves_the_history_with_it() {
         world.run_until("the first one follows", |world| world.status(0).unwrap().role == Role::Secondary);
         quiet(&mut world);
     }
-}
-
-fn load_at(world: &mut World, node: usize, writes: usize) {
-    for n in 0..writes {
-        world.write(node, n..n + 2, false);
-        world.run_ms(1);
-    }
-    world.run_ms(100);
 }
 
 #[test]

@@ -8,25 +8,10 @@ use replicator_core::event::AdminAction;
 use replicator_core::status::Connection;
 use replicator_core::units::NodeId;
 
+use crate::setup::{quiet, serving};
+
 pub(crate) fn setup() -> Setup {
     Setup { on_peer_loss: OnPeerLoss::Continue, sectors: 4096, ..Setup::default() }
-}
-
-fn quiet(world: &mut World) {
-    world.run_until("all replicas level and at rest", |world| world.is_quiet());
-    world.check_equal();
-}
-
-/// A world whose node 0 is Primary.
-fn serving(seed: u64, setup: &Setup) -> World {
-    let mut world = World::new(seed, setup);
-    world.run_until("all links up", |world| {
-        (0..world.nodes.len()).all(|n| {
-            world.status(n).unwrap().peers.iter().all(|peer| peer.connection != Connection::Connecting)
-        })
-    });
-    world.promote(0, false).unwrap();
-    world
 }
 
 /// Writes as much as passes the ring, in one half of the volume.

@@ -8,38 +8,7 @@ use replicator_core::event::{AdminAction, ZeroKind};
 use replicator_core::status::{Connection, Role};
 use replicator_core::units::NodeId;
 
-fn quiet(world: &mut World) {
-    world.run_until("all replicas level and at rest", |world| world.is_quiet());
-    world.check_equal();
-}
-
-fn connected(world: &mut World) {
-    world.run_until("all links up", |world| {
-        (0..world.nodes.len()).all(|n| {
-            world.status(n).unwrap().peers.iter().all(|peer| peer.connection != Connection::Connecting)
-        })
-    });
-}
-
-/// A world whose node 0 is Primary.
-fn serving(seed: u64, setup: &Setup) -> World {
-    let mut world = World::new(seed, setup);
-    connected(&mut world);
-    world.promote(0, false).unwrap();
-    world
-}
-
-fn load(world: &mut World, operations: usize) {
-    for _ in 0..operations {
-        world.client();
-        for _ in 0..5 {
-            if !world.step() {
-                world.pass_time();
-            }
-        }
-    }
-    world.run_until("all requests answered", |world| world.waiting() == 0);
-}
+use crate::setup::{connected, load, load_at, quiet, serving};
 
 /// A write of a client that waits for room, as it does on a real connection.
 fn write_when_possible(world: &mut World, sectors: std::ops::Range<usize>) {
@@ -173,14 +142,6 @@ fn a_deposed_primary_that_wrote_nothing_alone_steps_down_and_follows() {
     world.set_cut(0, 1, false);
     world.run_until("the old Primary stepped down", |world| world.status(0).unwrap().role == Role::Secondary);
     quiet(&mut world);
-}
-
-fn load_at(world: &mut World, node: usize, writes: usize) {
-    for n in 0..writes {
-        world.write(node, n..n + 2, false);
-        world.run_ms(1);
-    }
-    world.run_ms(100);
 }
 
 #[test]
