@@ -14,7 +14,7 @@ use thiserror::Error;
 use tokio::net::UnixStream;
 
 use super::json::{
-    Demote, Done, Failure, FailureReason, Invalidate, NodeStatus, Promote, Shrink, Version, VolumeReport,
+    AttachUblk, BreakUblk, Demote, Done, Failure, FailureReason, Invalidate, NodeStatus, Promote, Shrink, Version, VolumeReport,
 };
 
 /// Bytes of an answer.
@@ -138,6 +138,28 @@ impl Client {
     pub fn invalidate(&self, volume: &str) -> Result<Done, ClientError> {
         let body = Invalidate { discard_my_data: true };
         self.ask(Method::POST, &route(volume, "/invalidate"), &body)
+    }
+
+    /// Has the node serve a device of the kernel's ublk driver.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is a no.
+    pub fn attach_ublk(&self, volume: &str, request: AttachUblk) -> Result<Done, ClientError> {
+        self.ask(Method::POST, &route(volume, "/ublk/attach"), &request)
+    }
+
+    /// Has all requests of a ublk device fail.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is a no.
+    pub fn break_ublk(&self, volume: &str, index: u32) -> Result<Done, ClientError> {
+        self.ask(Method::POST, &route(volume, "/ublk/break"), &BreakUblk { index })
+    }
+
+    /// Where it asks.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Asks for what lies at `route`.

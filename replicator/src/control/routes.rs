@@ -22,7 +22,7 @@ use super::Volume;
 use super::activity::Activity;
 use super::facts::Facts;
 use super::json::{
-    Demote, Done, Failure, FailureReason, Invalidate, NodeStatus, Promote, Shrink, Version, VolumeReport,
+    AttachUblk, BreakUblk, Demote, Done, Failure, FailureReason, Invalidate, NodeStatus, Promote, Shrink, Version, VolumeReport,
 };
 use crate::error::VolumeError;
 
@@ -53,6 +53,8 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/volumes/{volume}/demote", post(demote))
         .route("/v1/volumes/{volume}/shrink", post(shrink))
         .route("/v1/volumes/{volume}/invalidate", post(invalidate))
+        .route("/v1/volumes/{volume}/ublk/attach", post(attach_ublk))
+        .route("/v1/volumes/{volume}/ublk/break", post(break_ublk))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(from_fn(take_body))
@@ -177,6 +179,24 @@ async fn invalidate(
     act(&shared, &name, AdminAction::Invalidate).await
 }
 
+async fn attach_ublk(
+    State(shared): AppState,
+    VolumeName(name): VolumeName,
+    body: Bytes,
+) -> Result<Json<Done>, Refusal> {
+    let AttachUblk { index, generation, tags } = parse(&body)?;
+    ask(&shared, &name, move |volume| volume.attach_ublk(index, generation, tags)).await
+}
+
+async fn break_ublk(
+    State(shared): AppState,
+    VolumeName(name): VolumeName,
+    body: Bytes,
+) -> Result<Json<Done>, Refusal> {
+    let BreakUblk { index } = parse(&body)?;
+    ask(&shared, &name, move |volume| volume.break_ublk(index)).await
+}
+
 async fn no_route(method: Method, uri: Uri) -> Refusal {
     let message = format!("there is no {method} {}", uri.path());
     Refusal::new(StatusCode::NOT_FOUND, "no-route", message, "GET /v1/status is a good start".to_owned())
@@ -208,9 +228,16 @@ async fn report(shared: &Arc<Shared>, volume: Arc<dyn Volume>) -> Result<VolumeR
 }
 
 async fn act(shared: &Arc<Shared>, name: &str, action: AdminAction) -> Result<Json<Done>, Refusal> {
+    ask(shared, name, move |volume| volume.admin(action, ADMIN_DEADLINE)).await
+}
+
+async fn ask(
+    shared: &Shared,
+    name: &str,
+    question: impl FnOnce(&dyn Volume) -> Result<String, VolumeError> + Send + 'static,
+) -> Result<Json<Done>, Refusal> {
     let volume = find(shared, name)?;
-    let result = blocking(move || volume.admin(action, ADMIN_DEADLINE)).await?;
-    match result {
+    match blocking(move || question(&*volume)).await? {
         Ok(message) => Ok(Json(Done { message: shared.facts.with_names(&message) })),
         Err(error) => Err(refusal_of(&shared.facts, name, &error)),
     }

@@ -72,6 +72,14 @@ impl Volume for Fake {
         self.answer.lock().unwrap().clone()
     }
 
+    fn attach_ublk(&self, index: u32, generation: u64, tags: u16) -> Result<String, VolumeError> {
+        self.answer.lock().unwrap().clone().map(|_| format!("attached {index} {generation} {tags}"))
+    }
+
+    fn break_ublk(&self, index: u32) -> Result<String, VolumeError> {
+        self.answer.lock().unwrap().clone().map(|_| format!("broken {index}"))
+    }
+
     fn status(&self) -> Result<VolumeStatus, VolumeError> {
         self.status.lock().unwrap().clone()
     }
@@ -138,6 +146,7 @@ fn volume_status(core: Status) -> VolumeStatus {
         name: "r0".to_owned(),
         core,
         nbd_connections: 1,
+        ublk: None,
         disk_direct: true,
         journal_direct: true,
         backends: "direct".to_owned(),
