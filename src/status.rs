@@ -133,6 +133,14 @@ fn render_volume(volume: &VolumeReport, style: Style) -> String {
         counted(counters.flushes, "flush", "flushes"),
         counted(u64::from(replica.nbd_connections), "connection", "connections")
     );
+    if let Some(ublk) = &replica.ublk {
+        let state = match (ublk.broken, ublk.served) {
+            (true, _) => ", its requests fail",
+            (_, false) => ", its requests wait",
+            (_, true) => "",
+        };
+        let _ = writeln!(out, "  ublk    /dev/ublkb{}{state}", ublk.index);
+    }
     for uri in &volume.nbd {
         let _ = writeln!(out, "  nbd     {uri}");
     }

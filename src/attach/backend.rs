@@ -59,5 +59,6 @@ fn connect(path: &Path, volume: &str) -> io::Result<(UnixStream, Export)> {
 fn socket_of(exported: &Exported) -> Result<PathBuf> {
     let mut uris = exported.nbd.iter();
     let path = uris.find_map(|uri| Some(uri.strip_prefix("nbd+unix:")?.split_once("?socket=")?.1));
-    path.map(PathBuf::from).with_context(|| format!("{} has no unix socket for NBD", exported.identity.volume))
+    path.map(PathBuf::from)
+        .with_context(|| format!("{} has no unix socket for NBD", exported.identity.volume))
 }

@@ -80,7 +80,11 @@ impl Device {
         match self.driver {
             Driver::Nbd => fs::read_to_string(self.attribute("backend")).ok()?.parse().ok(),
             // Without the device the record is of the past.
-            Driver::Ublk => self.attribute("size").exists().then(|| Record::read(self.index))?.map(|record| record.identity),
+            Driver::Ublk => self
+                .attribute("size")
+                .exists()
+                .then(|| Record::read(self.index))?
+                .map(|record| record.identity),
         }
     }
 

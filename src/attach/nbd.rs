@@ -23,7 +23,11 @@ const LOOK_AGAIN_ONE: Duration = Duration::from_secs(2);
 const LOOK_AGAIN_SEVERAL: Duration = Duration::from_secs(30);
 
 /// Attaches a volume, or gives fresh connections to a device that has it.
-pub(super) fn attach(client: &Client, wish: &Wish, present: Option<(Device, Identity)>) -> Result<Attachment> {
+pub(super) fn attach(
+    client: &Client,
+    wish: &Wish,
+    present: Option<(Device, Identity)>,
+) -> Result<Attachment> {
     let mut kernel = Kernel::open()?;
     // Before there is anything to hear: no death is missed.
     let deaths = kernel.deaths()?;
@@ -44,7 +48,8 @@ pub(super) fn attach(client: &Client, wish: &Wish, present: Option<(Device, Iden
     };
     // The kernel has its own hold of the connections that it took; ours would keep dead ones half open.
     let Backend { identity, export, .. } = backend;
-    let keeper = NbdKeeper { kernel, deaths, client: client.clone(), device, identity: identity.clone(), connections };
+    let keeper =
+        NbdKeeper { kernel, deaths, client: client.clone(), device, identity: identity.clone(), connections };
     Ok(Attachment { device, identity, size_bytes: export.size_bytes, is_new, keeper: Box::new(keeper) })
 }
 

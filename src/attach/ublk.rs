@@ -26,7 +26,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_millis(50);
 
 /// Attaches a volume, or hands a device that has it to the replicator that serves it now.
-pub(super) fn attach(client: &Client, wish: &Wish, present: Option<(Device, Identity)>) -> Result<Attachment> {
+pub(super) fn attach(
+    client: &Client,
+    wish: &Wish,
+    present: Option<(Device, Identity)>,
+) -> Result<Attachment> {
     let mut control = Control::open()?;
     let exported = Exported::served(client, &wish.volume)?;
     let is_new = present.is_none();
@@ -100,9 +104,8 @@ fn sweep(control: &mut Control, volume: &str) -> Result<()> {
         if record.identity.volume != volume || Device::ublk(index).identity().is_some() {
             continue;
         }
-        let is_ours = |info: &DeviceInfo| {
-            info.state == DeviceState::Dead && info.mark == mark_of(&record.identity)
-        };
+        let is_ours =
+            |info: &DeviceInfo| info.state == DeviceState::Dead && info.mark == mark_of(&record.identity);
         if control.info(index).is_ok_and(|info| is_ours(&info)) {
             control.delete(index)?;
         }
@@ -142,7 +145,16 @@ fn hand_over(control: &mut Control, client: &Client, device: Device, exported: &
         other => other?,
     };
     if info.mark != mark_of(&exported.identity) {
-        bail!("{} is not the device that was attached to {}", device.path().display(), exported.identity.volume);
+        bail!(
+            "{} is not the device that was attached to {}",
+            device.path().display(),
+            exported.identity.volume
+        );
+    }
+    if exported.ublk.is_some_and(|ublk| ublk.index == device.index && ublk.broken) {
+        return Ok(Step::Later(
+            "its requests fail, as it was being detached: holdfast detach --force".to_owned(),
+        ));
     }
     let has_it = exported.ublk.is_some_and(|ublk| ublk.index == device.index);
     match info.state {

@@ -114,3 +114,53 @@ kill_replicator() {
 promote() { wait_for 20 "$1 to become primary" on "$1" promote r0; }
 
 device_of_r0() { readlink /dev/holdfast/r0; }
+
+# --- the device -----------------------------------------------------------------------------------------------
+
+FOLLOWER=
+
+# attach_following NODE ARGS...: attaches r0 and keeps it attached.
+attach_following() {
+  local node=$1
+  shift
+  holdfast attach r0 "$@" --follow --control "$(control "$node")" >>"$WORK/follow.log" 2>&1 &
+  FOLLOWER=$!
+  wait_for 20 "r0 to be attached on $node" test -b /dev/holdfast/r0
+}
+
+sysfs() { say "/sys/block/$(basename "$(device_of_r0)")"; }
+is_value() { [[ $(cat "$(sysfs)/$1") == "$2" ]]; }
+writes() { awk '{ print $5 }' "$(sysfs)/stat"; }
+reconnections() { grep -c 'connected again' "$WORK/follow.log"; }
+has_more_writes() { (($(writes) > $1)); }
+has_reconnected() { (($(reconnections) > $1)); }
+
+# load SECONDS NAME [DEPTH]: writes with fio, verified afterwards; the log is $WORK/NAME.log.
+load() {
+  timeout 90 fio --name="$2" --filename=/mnt/load --size=24m --direct=1 --ioengine=libaio --iodepth="${3:-8}" \
+    --rw=randwrite --bs=4k --fsync=32 --time_based --runtime="$1" --verify=crc32c --verify_fatal=1 --do_verify=1 \
+    --verify_backlog=64 --fallocate=none --eta=never --output="$WORK/$2.log"
+}
+
+# under_load NAME DEPTH COMMAND...: COMMAND, which takes the server away and brings one back, under fio's writes.
+under_load() {
+  local name=$1 depth=$2 fio errors before reconnected
+  shift 2
+  before=$(writes) reconnected=$(reconnections)
+  load 8 "$name" "$depth" &
+  fio=$!
+  wait_for 20 "the load to begin" has_more_writes $((before + 200))
+  "$@"
+  if wait "$fio"; then pass "fio goes on and verifies"; else fail "fio: $(tail -n 5 "$WORK/$name.log")"; fi
+  wait_for 10 "the follower to say so" has_reconnected "$reconnected" && pass "the follower said so"
+  errors=$(dmesg | grep 'I/O error' | head -n 3)
+  if [[ -z $errors ]]; then pass "the kernel saw no I/O error"; else fail "$errors"; fi
+  say "        $(grep -o 'connected again.*' "$WORK/follow.log" | tail -n 1)"
+}
+
+# kill_and_restart NODE
+kill_and_restart() {
+  kill_replicator "$1"
+  start_replicator "$1"
+  promote "$1"
+}

@@ -14,7 +14,8 @@ use thiserror::Error;
 use tokio::net::UnixStream;
 
 use super::json::{
-    AttachUblk, BreakUblk, Demote, Done, Failure, FailureReason, Invalidate, NodeStatus, Promote, Shrink, Version, VolumeReport,
+    AttachUblk, BreakUblk, Demote, Done, Failure, FailureReason, Invalidate, NodeStatus, Promote, Shrink,
+    Version, VolumeReport,
 };
 
 /// Bytes of an answer.

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::advice;
 use super::facts::{Facts, protocol_letter};
-use crate::{UblkStatus, VolumeStatus};
 use crate::config::format_uuid;
+use crate::{UblkStatus, VolumeStatus};
 
 /// Answer to `GET /v1/version`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -22,7 +22,8 @@ use super::Volume;
 use super::activity::Activity;
 use super::facts::Facts;
 use super::json::{
-    AttachUblk, BreakUblk, Demote, Done, Failure, FailureReason, Invalidate, NodeStatus, Promote, Shrink, Version, VolumeReport,
+    AttachUblk, BreakUblk, Demote, Done, Failure, FailureReason, Invalidate, NodeStatus, Promote, Shrink,
+    Version, VolumeReport,
 };
 use crate::error::VolumeError;
 

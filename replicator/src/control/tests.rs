@@ -249,6 +249,16 @@ fn actions_reach_the_volume() {
 }
 
 #[test]
+fn a_ublk_device_is_handed_to_the_volume() {
+    let bench = Bench::new();
+    let request = json::AttachUblk { index: 3, generation: 7, tags: 129 };
+    assert_eq!(bench.client().attach_ublk("r0", request).unwrap().message, "attached 3 7 129");
+    assert_eq!(bench.client().break_ublk("r0", 3).unwrap().message, "broken 3");
+    *bench.volume.answer.lock().unwrap() = Err(VolumeError::Stopped);
+    assert_eq!(refusal(&bench.client().attach_ublk("r0", request).unwrap_err()).0, "stopped");
+}
+
+#[test]
 fn refusals_have_code_cause_and_cure() {
     let bench = Bench::new();
     let cases = [

@@ -128,10 +128,14 @@ impl Ublk {
     pub(crate) fn attach(&mut self, cx: &mut Context, new: NewUblk) -> Result<String, AdminError> {
         if let Some(device) = &self.device {
             let index = device.index;
-            return Err(AdminError::Refused(format!("ublk device {index} is attached already: detach it first")));
+            return Err(AdminError::Refused(format!(
+                "ublk device {index} is attached already: detach it first"
+            )));
         }
         if !cx.machine.is_serving() {
-            return Err(AdminError::Refused("it is not served here: make this node primary first".to_owned()));
+            return Err(AdminError::Refused(
+                "it is not served here: make this node primary first".to_owned(),
+            ));
         }
         let generation = cx.machine.status().export_generation;
         if generation != new.generation {

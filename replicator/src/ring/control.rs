@@ -15,15 +15,17 @@ pub(crate) const COMMAND_BYTES: usize = 80;
 pub(crate) struct ControlRing {
     uring: IoUring<squeue::Entry128, cqueue::Entry>,
     file: OwnedFd,
+    /// Numbers commands: the completion of one that was given up may still come.
+    given: u64,
 }
 
 impl ControlRing {
     pub(crate) fn new(file: OwnedFd) -> io::Result<Self> {
-        Ok(Self { uring: IoUring::builder().build(4)?, file })
+        Ok(Self { uring: IoUring::builder().build(4)?, file, given: 0 })
     }
 
     /// Gives the command and waits for it at most so long. `encode` makes it from the address of `buffer`, which the
-    /// driver reads or fills. After [`io::ErrorKind::TimedOut`] the ring is of no use any more.
+    /// driver reads or fills.
     pub(crate) fn command(
         &mut self,
         number: u32,
@@ -33,11 +35,14 @@ impl ControlRing {
     ) -> io::Result<Vec<u8>> {
         let bytes = encode(buffer.as_mut_ptr().expose_provenance() as u64);
         let entry = opcode::UringCmd80::new(Fd(self.file.as_raw_fd()), number).cmd(bytes).build();
+        self.given += 1;
+        let entry = entry.user_data(self.given);
         // SAFETY: the buffer stays where it is until the completion, or for ever: see below.
         unsafe { self.uring.submission().push(&entry) }.expect("one command at a time");
         let end = Instant::now() + limit;
         loop {
-            if let Some(done) = self.uring.completion().next() {
+            let given = self.given;
+            if let Some(done) = self.uring.completion().find(|done| done.user_data() == given) {
                 return if done.result() < 0 {
                     Err(io::Error::from_raw_os_error(-done.result()))
                 } else {

@@ -87,12 +87,22 @@ impl<T: Copy> Ring<T> {
 
     /// Copies what lies at `offset` of a queue's file into the arena. That is a copy from memory to memory, so it
     /// takes the ring less time to do it than to ask for it.
-    pub(crate) fn read_payload(&mut self, queue: &UblkQueue, offset: u64, span: Span) -> Result<usize, Errno> {
+    pub(crate) fn read_payload(
+        &mut self,
+        queue: &UblkQueue,
+        offset: u64,
+        span: Span,
+    ) -> Result<usize, Errno> {
         rustix::io::pread(&queue.file, &mut self.arena_mut()[span.range()], offset).map_err(errno)
     }
 
     /// Copies from the arena to `offset` of a queue's file.
-    pub(crate) fn write_payload(&mut self, queue: &UblkQueue, offset: u64, span: Span) -> Result<usize, Errno> {
+    pub(crate) fn write_payload(
+        &mut self,
+        queue: &UblkQueue,
+        offset: u64,
+        span: Span,
+    ) -> Result<usize, Errno> {
         rustix::io::pwrite(&queue.file, &self.arena()[span.range()], offset).map_err(errno)
     }
 }

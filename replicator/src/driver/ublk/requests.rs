@@ -137,7 +137,13 @@ impl Ublk {
         }
     }
 
-    fn finish(&mut self, cx: &mut Context, operation: &Operation, key: Key, result: Result<(), RequestError>) {
+    fn finish(
+        &mut self,
+        cx: &mut Context,
+        operation: &Operation,
+        key: Key,
+        result: Result<(), RequestError>,
+    ) {
         let tag = operation.tag;
         let device = self.device.as_mut().expect("it has the tag");
         assert!(device.tags[usize::from(tag)] == Tag::Working(key), "the caller has looked");
