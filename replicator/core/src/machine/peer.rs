@@ -118,7 +118,7 @@ pub(super) struct Link {
     pub(super) next: Sequence,
     /// As source: where to look for it in the ring, when memory does not have it.
     pub(super) place: Option<RingOffset>,
-    /// As source: chain after the entry sent last, once one was.
+    /// As source: the log's chain at `place`, or where the piece of the ring in memory is read next, once it is known.
     pub(super) chain: Option<Chain>,
     pub(super) chunk: Option<Chunk>,
     /// Frames handed over for sending, in order.

@@ -23,13 +23,13 @@ const CHUNK_BYTES: usize = FRAME_BYTES_MAX + (252 << 10);
 enum Found {
     /// The next frame for the peer: its bytes, its last entry, and the chain after that.
     Frame(usize, Sequence, Chain),
-    /// Something to pass over, of this many bytes.
-    Skip(usize),
+    /// Something to pass over, of this many bytes, and the chain after it.
+    Skip(usize, Chain),
     /// The rest lies beyond the chunk.
     Beyond,
-    /// No frame here: the rest of the lap is unused, or damaged.
+    /// No frame of this log here: the rest of the lap is unused, or damaged.
     Nothing,
-    /// The log does not continue here.
+    /// The frame is damaged.
     Broken,
 }
 
@@ -195,8 +195,11 @@ impl Machine {
         let (id, place, chain) = (link.id, link.place, link.chain);
         let Some(chunk) = link.chunk.as_mut().filter(|chunk| !chunk.stale) else {
             if link.chunk.is_none() {
-                let from =
-                    place.or(known).or_else(|| self.log.point_before(next).map(|point| point.ring_offset));
+                let point = self.log.point_before(next).filter(|_| place.or(known).is_none());
+                if let Some(point) = point {
+                    self.link_mut(Place::Peer(index)).chain = Some(point.chain);
+                }
+                let from = place.or(known).or(point.map(|point| point.ring_offset));
                 self.read_chunk(index, from);
             }
             return false;
@@ -215,7 +218,8 @@ impl Machine {
                 self.send_frame(index, Io::SendChunk.token(id.0), span, last);
                 true
             }
-            Found::Skip(total) => {
+            Found::Skip(total, chain) => {
+                link.chain = Some(chain);
                 chunk.at += total;
                 true
             }
@@ -322,15 +326,16 @@ impl Machine {
     }
 }
 
-/// What lies at the start of `bytes`, which are the ring's from `at` on, for a peer that wants entry `next` after
-/// `chain`, if that is known. Remains of what was cut are no part of the log.
+/// What lies at the start of `bytes`, which are the ring's from `at` on, for a peer that wants entry `next`; `chain` is
+/// the log's at `at`, if that is known. What the log does not continue with is no part of it: remains of what was cut,
+/// or lost with the power, may lie where a lap ends early.
 fn look(bytes: &[u8], at: RingOffset, next: Sequence, chain: Option<Chain>, cut: Cut) -> Found {
     if bytes.len() < FRAME_HEADER_BYTES {
         return Found::Beyond;
     }
     let local = frame::decode_local(bytes);
     let (Ok(header), Ok(local)) = (frame::decode(bytes), local) else { return Found::Nothing };
-    let follows = header.first != next || chain.is_none_or(|chain| chain == header.chain_before);
+    let follows = chain.is_none_or(|chain| chain == header.chain_before);
     if local.ring_offset != at || frame::is_cut(&header, &local, cut) || !follows {
         return Found::Nothing;
     }
@@ -339,7 +344,7 @@ fn look(bytes: &[u8], at: RingOffset, next: Sequence, chain: Option<Chain>, cut:
         return Found::Beyond;
     }
     if header.entries == 0 || header.last() < next {
-        return Found::Skip(total);
+        return Found::Skip(total, header.chain_after);
     }
     // What is sent is verified first: rot here must not become rot there.
     if header.first != next || frame::check_payloads(bytes, &header).is_err() {

@@ -3,11 +3,14 @@
 use holdfast_simulator::node::Io;
 use holdfast_simulator::world::{MS, Setup, World};
 use replicator_core::config::OnPeerLoss;
+use replicator_core::disk::layout::Layout;
 use replicator_core::disk::superblock::{DiskState, Superblock};
 use replicator_core::event::AdminAction;
-use replicator_core::units::NodeId;
+use replicator_core::frame::{self, Entry, EntryKind, FrameHeader, LocalPart};
+use replicator_core::status::Role;
+use replicator_core::units::{Chain, Epoch, NodeId, ReignId, RingOffset, Sequence, VolumeId};
 
-use crate::setup::load;
+use crate::setup::{connected, load, load_at};
 
 fn serving(seed: u64, setup: &Setup) -> World {
     let mut world = World::new(seed, setup);
@@ -175,4 +178,132 @@ fn a_disk_without_space_pushes_back_and_goes_on_when_it_has_some() {
     world.nodes[0].disk_is_full = false;
     world.run_until("rest", |world| world.is_quiet());
     world.check_equal();
+}
+
+/// Where the log of node 0 ends in its ring.
+fn ring_end(world: &World) -> u64 {
+    world.ledger.saved(0).tail.ring_offset.0 + world.status(0).unwrap().ring_used_bytes
+}
+
+/// Node 1 is away from the moment on at which the next frame no longer fits before the end of the ring; there lies, page
+/// by page, an old frame that continues some other log `ahead` entries later.
+fn catches_up_past_old_frames_at_the_end_of_the_ring(ahead: u64) {
+    let setup = Setup { on_peer_loss: OnPeerLoss::Continue, sectors: 4096, ..Setup::default() };
+    let layout = Layout::new((setup.sectors * 512) as u64, setup.journal_bytes).unwrap();
+    let ring_start = layout.ring_bytes - (256 << 10);
+    let mut world = serving(10 + ahead, &Setup { ring_start, ..setup });
+    load(&mut world, 5);
+    world.run_until("rest", |world| world.is_quiet());
+    world.run_ms(100);
+    let before = world.status(0).unwrap();
+    world.kill(1);
+    let end = ring_end(&world);
+    for at in (end..layout.ring_bytes).step_by(4096) {
+        let header = FrameHeader {
+            volume: VolumeId(0x1234_5678),
+            epoch: Epoch(1),
+            reign: ReignId(7),
+            first: Sequence(before.head.sequence.0 + 1 + ahead),
+            entries: 0,
+            total_bytes: 4096,
+            chain_before: Chain(9),
+            chain_after: Chain(9),
+            committed: before.committed,
+            stable: before.stable,
+        };
+        let (kind, fua) = (EntryKind::Zeroes, false);
+        let entry = Entry { kind, fua, payload_crc: 0, offset: 0, length: 512, payload_at: 0 };
+        let mut bytes = vec![0; 4096];
+        frame::encode(&mut bytes, header, [entry].iter());
+        let local = LocalPart {
+            ring_offset: RingOffset(at),
+            durable: before.durable,
+            stable: before.stable,
+            cuts: 0,
+        };
+        frame::encode_local(&mut bytes, &local);
+        world.nodes[0].journal.write(layout.device_offset(RingOffset(at)), &bytes);
+    }
+    world.write(0, 0..1024, false);
+    world.run_until("it goes on alone", |world| world.waiting() == 0);
+    assert!(ring_end(&world) > layout.ring_bytes, "the next lap began");
+    // Nothing of it is in memory any more.
+    world.run_until("it is applied", |world| {
+        let status = world.status(0).unwrap();
+        status.applied == status.head.sequence
+    });
+    world.run_ms(1000);
+    world.start(1);
+    world.run_until("rest", |world| world.is_quiet());
+    world.check_equal();
+}
+
+#[test]
+fn what_a_power_loss_left_at_the_end_of_a_lap_is_no_damage() {
+    catches_up_past_old_frames_at_the_end_of_the_ring(1);
+}
+
+#[test]
+fn what_a_power_loss_left_at_the_end_of_a_lap_is_not_sent() {
+    catches_up_past_old_frames_at_the_end_of_the_ring(0);
+}
+
+/// Steps until node 0 has begun its reign and node 1 holds the first entry durably; nobody is served yet, for what node 0
+/// says to `deaf`, or node 1 to node 0 if that is 1, does not arrive.
+fn opening(world: &mut World, deaf: usize) {
+    let reign = world.reign_id();
+    world.ask(0, AdminAction::Promote { force: false, reign });
+    world.run_until("the reign", |world| world.status(0).unwrap().role == Role::Primary);
+    world.routes[0][deaf].silent = deaf != 1;
+    world.run_until("the first entry", |world| {
+        // An acknowledgement that is on its way stays there.
+        let has = world.status(1).unwrap().durable >= Sequence(1);
+        world.routes[1][0].silent = has && deaf == 1;
+        has
+    });
+    assert!(!world.nodes[0].serving);
+}
+
+#[test]
+fn a_primary_that_slept_through_a_forced_reign_may_serve_what_it_knows() {
+    let mut world = World::new(12, &Setup { on_peer_loss: OnPeerLoss::Continue, ..Setup::default() });
+    connected(&mut world);
+    opening(&mut world, 1);
+    world.paused_until[0] = u64::MAX;
+    world.run_ms(4000);
+    world.promote(1, true).unwrap();
+    load_at(&mut world, 1, 5);
+    // It hears of nothing but the loss of its peer, and goes on alone.
+    world.set_cut(0, 1, true);
+    world.routes[1][0].silent = false;
+    world.paused_until[0] = 0;
+    world.run_until("it serves", |world| world.nodes[0].serving);
+}
+
+#[test]
+fn a_primary_may_go_by_what_a_member_held_before_it_followed_a_forced_reign() {
+    let mut world = World::new(13, &Setup { nodes: 3, ..Setup::default() });
+    connected(&mut world);
+    opening(&mut world, 2);
+    world.run_ms(100);
+    world.kill(2);
+    world.run_ms(100);
+    world.ask(0, AdminAction::Shrink { node: NodeId(2) });
+    // The set without node 2 is all but stored when node 0 falls asleep.
+    let stores = |io: &Io| matches!(io, Io::Superblock { .. });
+    world.run_until("the new set", |world| world.nodes[0].ios.iter().any(stores));
+    world.paused_until[0] = u64::MAX;
+    world.routes[0][2].silent = false;
+    world.set_cut(0, 2, true);
+    world.start(2);
+    world.run_ms(4000);
+    world.promote(2, true).unwrap();
+    load_at(&mut world, 2, 5);
+    let now = world.instant(0);
+    while let Some(at) = world.nodes[0].ios.iter().position(stores) {
+        world.nodes[0].finish(at, now);
+    }
+    world.nodes[0].turn(now);
+    assert!(world.nodes[0].serving);
+    world.step();
 }
