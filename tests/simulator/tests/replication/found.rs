@@ -1,8 +1,10 @@
 //! What seeds of the simulator found in the code, each as a sentence that must hold.
 
+use holdfast_simulator::disk::SimDisk;
 use holdfast_simulator::node::Io;
-use holdfast_simulator::world::{MS, Setup, World};
-use replicator_core::config::OnPeerLoss;
+use holdfast_simulator::world::{Fate, MS, Setup, World};
+use replicator_core::command::AdminError;
+use replicator_core::config::{OnPeerLoss, Protocol};
 use replicator_core::disk::layout::Layout;
 use replicator_core::disk::superblock::{DiskState, Superblock};
 use replicator_core::event::AdminAction;
@@ -306,4 +308,125 @@ fn a_primary_may_go_by_what_a_member_held_before_it_followed_a_forced_reign() {
     world.nodes[0].turn(now);
     assert!(world.nodes[0].serving);
     world.step();
+}
+
+#[test]
+fn a_stop_is_answered_though_the_disk_fails_meanwhile() {
+    let mut world = serving(14, &Setup::default());
+    load(&mut world, 20);
+    world.fates =
+        Box::new(
+            |io, node, _| {
+                if node == 0 && matches!(io, Io::SyncDisk { .. }) { Fate::Fails(5) } else { Fate::Done }
+            },
+        );
+    let first = world.ask(0, AdminAction::Stop);
+    let second = world.ask(0, AdminAction::Stop);
+    world.run_ms(20_000);
+    assert!(world.answer(0, first).is_some());
+    assert!(world.answer(0, second).is_some());
+}
+
+/// Node 0 is the only member and has lost its newest entries; node 1, a follower, has applied them.
+#[test]
+fn a_member_that_lost_what_is_applied_elsewhere_is_not_in_the_way_of_force() {
+    let mut world = serving(15, &Setup { protocols: vec![Protocol::C, Protocol::A], ..Setup::default() });
+    let old = (world.nodes[0].disk.clone(), world.nodes[0].journal.clone());
+    load(&mut world, 20);
+    world.run_until("rest", |world| world.is_quiet());
+    world.kill(0);
+    (world.nodes[0].disk, world.nodes[0].journal) = old;
+    world.ledger.distrust(0);
+    world.start(0);
+    connected(&mut world);
+    assert!(world.promote(0, true).is_err(), "node 1 would have to undo what it applied");
+    world.promote(1, true).unwrap();
+}
+
+/// Node 1 follows node 2 in one reign. To another one, of the same epoch, it had only promised itself: node 0 stored its
+/// beginning and its end.
+#[test]
+fn records_of_two_reigns_of_one_epoch_do_not_replace_each_other() {
+    let mut world = World::new(16, &Setup { nodes: 4, ..Setup::default() });
+    connected(&mut world);
+    (0..4).filter(|n| *n != 2).for_each(|n| world.set_cut(2, n, true));
+    world.ask(0, AdminAction::Promote { force: true, reign: ReignId(7) });
+    world.run_until("the reign", |world| world.status(0).unwrap().role == Role::Primary);
+    world.set_cut(0, 1, true);
+    world.set_cut(0, 3, true);
+    world.admin(0, AdminAction::Shrink { node: NodeId(3) }).unwrap();
+    world.admin(0, AdminAction::Demote).unwrap();
+    world.promote(2, true).unwrap();
+    world.set_cut(1, 2, false);
+    load(&mut world, 20);
+    world.run_until("rest", |world| world.is_level(&[1, 2]));
+    world.kill(2);
+    world.start(2);
+    world.set_cut(0, 1, false);
+    world.run_ms(2000);
+    let records: Vec<_> = (0..3).map(|n| world.status(n).unwrap().record).collect();
+    assert!(records[0].is_of_rival(&records[2]) && records[0].version > records[2].version);
+    assert_eq!(records[1].reign, records[2].reign, "it knows whom it followed");
+    let refused = world.promote(1, false);
+    assert!(matches!(refused, Err(AdminError::NeedsForce(_))), "{refused:?}");
+    world.promote(2, false).or_else(|_| world.promote(2, true)).unwrap();
+    load(&mut world, 20);
+}
+
+/// Node 1 returns, and the ring of node 0 does not give what it needs: it `harm`s the journal there.
+fn returns_to_a_damaged_ring(seed: u64, harm: impl Fn(&mut SimDisk, u64)) {
+    let setup = Setup { on_peer_loss: OnPeerLoss::Continue, ..Setup::default() };
+    let layout = Layout::new((setup.sectors * 512) as u64, setup.journal_bytes).unwrap();
+    let mut world = serving(seed, &setup);
+    load(&mut world, 20);
+    world.run_until("rest", |world| world.is_quiet());
+    world.kill(1);
+    let at = layout.device_offset(RingOffset(ring_end(&world)));
+    for n in 0..10 {
+        world.write(0, n..n + 8, false);
+        world.run_until("it goes on alone", |world| world.waiting() == 0);
+    }
+    world.run_ms(1000);
+    for page in 0..4 {
+        harm(&mut world.nodes[0].journal, at + 4096 * page);
+    }
+    world.start(1);
+    world.run_until("rest", |world| world.is_quiet());
+    world.check_equal();
+    assert!(world.status(0).unwrap().counters.resync_bytes > 0);
+}
+
+#[test]
+fn a_ring_that_rotted_where_a_peer_needs_it_is_made_up_for_by_blocks() {
+    returns_to_a_damaged_ring(17, SimDisk::rot);
+}
+
+#[test]
+fn a_ring_that_cannot_be_read_where_a_peer_needs_it_is_made_up_for_by_blocks() {
+    returns_to_a_damaged_ring(18, SimDisk::spoil);
+}
+
+/// Node 0 has an entry that is not applied anywhere; node 1 needs it to make it stable.
+#[test]
+fn a_primary_that_cannot_read_an_unapplied_entry_takes_itself_out() {
+    let setup = Setup::default();
+    let layout = Layout::new((setup.sectors * 512) as u64, setup.journal_bytes).unwrap();
+    let mut world = serving(19, &setup);
+    load(&mut world, 20);
+    world.run_until("rest", |world| world.is_quiet());
+    world.set_cut(0, 1, true);
+    let at = layout.device_offset(RingOffset(ring_end(&world)));
+    world.write(0, 3..4, false);
+    world.run_ms(500);
+    world.kill(0);
+    world.start(0);
+    world.set_cut(0, 1, false);
+    connected(&mut world);
+    (0..4).for_each(|page| world.nodes[0].journal.spoil(at + 4096 * page));
+    let reign = world.reign_id();
+    world.ask(0, AdminAction::Promote { force: false, reign });
+    world.run_until("the copy to be out", |world| world.status(0).unwrap().disk_state == DiskState::Failed);
+    world.run_until("another reign", |world| {
+        world.promote(1, false).is_ok() || world.promote(1, true).is_ok()
+    });
 }
