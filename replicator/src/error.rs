@@ -12,6 +12,8 @@ use replicator_core::disk::superblock::SuperblockError;
 use replicator_core::recovery::RecoverError;
 use thiserror::Error;
 
+use crate::identity::CertificateError;
+
 /// What a device is there for; only for messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
@@ -202,7 +204,10 @@ pub enum StartError {
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// There is no replica in the journal.
-    #[error("{path} holds no replica ({error}); make one with `holdfast create`")]
+    #[error(
+        "{path} holds no replica ({error}). A new one is made with `holdfast create`; if there was one here, its journal \
+         was overwritten: put the journal back, or, while another node has the data, make it anew and it is brought level"
+    )]
     NoReplica {
         /// The journal.
         path: PathBuf,
@@ -219,6 +224,9 @@ pub enum StartError {
         /// What is wrong.
         error: IdentityError,
     },
+    /// It cannot prove who it is.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
     /// Sizes do not go together.
     #[error(transparent)]
     Layout(#[from] LayoutError),
