@@ -346,7 +346,7 @@ impl Machine {
         }
         let mut record = self.meta.saved.record;
         for (node, answer) in &attempt.answers {
-            if answer.record.order() > record.order() {
+            if answer.record.is_later_than(&record) {
                 record = answer.record;
             }
             // A failed copy promises nothing any more, and takes nothing from anybody either: it has no veto.
@@ -356,7 +356,9 @@ impl Machine {
             if !answer.granted {
                 return refused(format!("{node} has promised epoch {} already; try again", answer.promised));
             }
-            if answer.applied > self.log.last() {
+            // By force, nor has one that is not whole: it cannot be promoted itself.
+            let is_whole = answer.disk_state != DiskState::Inconsistent;
+            if answer.applied > self.log.last() && (is_whole || !attempt.force) {
                 return refused(format!(
                     "{node} has applied entries up to {}, this replica ends at {}: promote {node}",
                     answer.applied,
@@ -366,6 +368,15 @@ impl Machine {
         }
         let usable = |answer: &Sealed| answer.disk_state == DiskState::UpToDate && !answer.suspect;
         if !attempt.force {
+            if let Some((node, _)) =
+                attempt.answers.iter().find(|(_, answer)| answer.record.is_of_rival(&record))
+            {
+                return Err(AdminError::NeedsForce(format!(
+                    "split brain: epoch {} was opened twice, by two promotions, and {node} followed the other one; promote \
+                     the side that is to stay with --force",
+                    record.epoch
+                )));
+            }
             let me = self.config.node;
             let sealed =
                 |node: NodeId| attempt.answers.iter().any(|(other, answer)| *other == node && answer.granted);
@@ -381,10 +392,14 @@ impl Machine {
         // Members first, then proven ones, then the longest log; a connected better one is never passed over, force
         // or not. Who was taken out of the set lacks writes since, however proven it was before.
         let is_member = record.in_sync.contains(self.config.node);
+        // What is applied anywhere, every member has: one that lacks it has lost what it promised.
+        let applied = self.log.applied.position.sequence;
+        let keeps = |answer: &Sealed| answer.head.position.sequence >= applied;
         let better = attempt.answers.iter().find(|(node, answer)| {
             let more = answer.proven || answer.head.position > self.log.head.position;
             record.in_sync.contains(*node)
                 && usable(answer)
+                && keeps(answer)
                 && (!is_member || (more && !self.meta.saved.proven))
         });
         if let Some((node, _)) = better {
@@ -398,7 +413,7 @@ impl Machine {
         }
         let mut in_sync = NodeSet::only(self.config.node);
         for (node, answer) in &attempt.answers {
-            if record.in_sync.contains(*node) && usable(answer) {
+            if record.in_sync.contains(*node) && usable(answer) && keeps(answer) {
                 in_sync = in_sync.with(*node);
             }
         }
@@ -532,7 +547,7 @@ impl Machine {
         if self.role.is_serving() {
             self.push(Command::Serve { open: false });
         }
-        if sequencing || self.role.hurries() {
+        if sequencing || (self.role.hurries() && !self.role.is_stopping()) {
             self.role = RoleState::Secondary;
         }
         if let Some(id) = self.shrink_answer.take() {
@@ -555,6 +570,9 @@ impl Machine {
     }
 
     pub(super) fn on_stop(&mut self, id: AdminId) {
+        if matches!(self.role, RoleState::Stopping { .. } | RoleState::Demoting { stop: true, .. }) {
+            return self.refuse_admin(id, "it stops already");
+        }
         if self.role.is_sequencing() && !matches!(self.role, RoleState::Demoting { .. }) {
             return self.begin_demotion(id, true);
         }
@@ -734,14 +752,13 @@ impl Machine {
             let link = peer.link.as_ref().filter(|link| link.state == LinkState::Idle)?;
             link.hello.as_ref().map(|hello| hello.record)
         });
-        let newest = hellos.max_by_key(Record::order);
         // By its record a replica knows who was asked before the end of its log was answered. Until that end is stable
         // it forgets this for no set with strangers in it: they would have it cut.
         let mine = self.meta.current.record;
         let settled = mine.epoch == Epoch(0) || self.log.last() <= self.stable;
         let knows_all = |record: &Record| record.in_sync.iter().all(|node| mine.in_sync.contains(node));
-        let learns = |record: &Record| record.order() > mine.order() && (settled || knows_all(record));
-        if let Some(record) = newest.filter(learns) {
+        let learns = |record: &Record| record.is_later_than(&mine) && (settled || knows_all(record));
+        if let Some(record) = hellos.filter(learns).max_by_key(Record::order) {
             self.replace_record(record);
             self.meta.current.promised = self.meta.current.promised.max(record.epoch);
             self.meta.change();
