@@ -7,7 +7,8 @@
 //!     gather  writes become frames        follow    a Secondary takes the stream
 //!     persist journal writes and syncs    stream    a Primary sends it
 //!     apply   entries reach the disk      greet     links and hellos
-//!     checkpoint, superblock              role      promote, demote, shrink, stop
+//!     checkpoint, superblock              role      begin and end a reign, stop
+//!     promote an operator's promotion     members   who is in sync
 //!     maps    what peers may lack         source    a Primary sends blocks; target: a Secondary takes them
 //! ```
 //!
@@ -28,9 +29,11 @@ mod follow;
 mod gather;
 mod greet;
 mod maps;
+mod members;
 mod meta;
 mod peer;
 mod persist;
+mod promote;
 mod read;
 mod report;
 mod role;
