@@ -14,7 +14,8 @@ use thiserror::Error;
 use tokio::net::UnixStream;
 
 use super::json::{
-    Demote, Done, Failure, FailureReason, Invalidate, NodeStatus, Promote, Shrink, Version, VolumeReport,
+    Demote, Done, Failure, FailureReason, Invalidate, Lease, NodeStatus, OpenEpoch, Promote, Release, Seal,
+    Sealed, Shrink, TellRecord, Version, VolumeReport,
 };
 
 /// Bytes of an answer.
@@ -138,6 +139,46 @@ impl Client {
     pub fn invalidate(&self, volume: &str) -> Result<Done, ClientError> {
         let body = Invalidate { discard_my_data: true };
         self.ask(Method::POST, &route(volume, "/invalidate"), &body)
+    }
+
+    /// Has the replica refuse every lower epoch, and come to rest.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is a no.
+    pub fn seal(&self, volume: &str, seal: &Seal) -> Result<Sealed, ClientError> {
+        self.ask(Method::POST, &route(volume, "/seal"), seal)
+    }
+
+    /// Begins a reign.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is a no.
+    pub fn open_epoch(&self, volume: &str, reign: &OpenEpoch) -> Result<Done, ClientError> {
+        self.ask(Method::POST, &route(volume, "/open-epoch"), reign)
+    }
+
+    /// Tells the replica the record as it was read back.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is a no.
+    pub fn record(&self, volume: &str, record: &TellRecord) -> Result<Done, ClientError> {
+        self.ask(Method::POST, &route(volume, "/record"), record)
+    }
+
+    /// Tells the replica until when it may answer clients.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is a no.
+    pub fn lease(&self, volume: &str, lease: Lease) -> Result<Done, ClientError> {
+        self.ask(Method::POST, &route(volume, "/lease"), &lease)
+    }
+
+    /// Ends a reign, with everything durable at the members.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is a no.
+    pub fn release(&self, volume: &str) -> Result<Done, ClientError> {
+        self.ask(Method::POST, &route(volume, "/release"), &Release {})
     }
 
     /// Asks for what lies at `route`.

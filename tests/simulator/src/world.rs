@@ -69,6 +69,8 @@ pub struct Setup {
     /// How each node is fed, where that is not `protocol`.
     pub protocols: Vec<Protocol>,
     pub on_peer_loss: OnPeerLoss,
+    /// Whether a configuration manager decides, and grants leases.
+    pub managed: bool,
     pub sectors: usize,
     pub journal_bytes: u64,
     /// Bytes of the ring that are behind the log already when it begins: how far the first lap still goes.
@@ -89,6 +91,7 @@ impl Default for Setup {
             protocol: Protocol::C,
             protocols: Vec::new(),
             on_peer_loss: OnPeerLoss::Freeze,
+            managed: false,
             sectors: 128,
             journal_bytes: (1 << 20) + (17 << 20),
             ring_start: 0,
@@ -211,6 +214,7 @@ fn config(setup: &Setup, node: usize) -> Config {
         volume: VolumeId(0x1234_5678),
         incarnation: Incarnation(1),
         on_peer_loss: setup.on_peer_loss,
+        managed: setup.managed,
         arena_bytes: setup.arena_bytes,
         frames_in_flight_max: setup.frames_in_flight_max,
         sync_interval_ms: setup.sync_interval_ms,

@@ -1,13 +1,14 @@
 //! The in-sync set: who is taken out and taken in, and what is said of it.
 
 use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::Machine;
 use super::greet::Place;
 use super::peer::LinkState;
 use super::role::RoleState;
-use crate::command::Report;
+use crate::command::{AdminError, Report};
 use crate::config::{OnPeerLoss, Protocol};
 use crate::disk::superblock::Record;
 use crate::units::{AdminId, Epoch, Instant, NodeId, NodeSet};
@@ -16,7 +17,11 @@ use crate::wire::message::Message;
 impl Machine {
     pub(super) fn on_shrink(&mut self, id: AdminId, node: NodeId) {
         let record = self.meta.saved.record;
-        if !self.role.is_sequencing() {
+        if self.is_managed() {
+            let text = "an orchestrator decides who is in the in-sync set of this volume; it takes a member that is gone \
+                        out by itself";
+            self.answer_admin(id, Err(AdminError::Managed(String::from(text))));
+        } else if !self.role.is_sequencing() {
             self.refuse_admin(id, "only the Primary can shrink the in-sync set");
         } else if node == self.config.node || !record.in_sync.contains(node) {
             self.refuse_admin(id, format!("{node} is no other member of the in-sync set"));
@@ -47,6 +52,12 @@ impl Machine {
         if self.record_change.is_some_and(|saved| self.meta.is_saved(saved)) {
             self.record_change = None;
             self.publish_record();
+        }
+        if self.is_managed() {
+            if self.role.is_serving() {
+                self.make_pending();
+            }
+            return self.note_frozen();
         }
         if self.record_change.is_none() && !matches!(self.role, RoleState::Demoting { .. }) {
             self.shrink_lost();
@@ -106,22 +117,37 @@ impl Machine {
         }
     }
 
-    /// Takes in a replica that has everything, durably where others have it durably.
+    /// Whether peer `index` has everything, durably where others have it durably, and nobody counts it yet.
+    fn may_join(&self, index: usize) -> bool {
+        let peer = &self.peers[index];
+        let is_level = peer
+            .streaming()
+            .is_some_and(|link| link.ack.journaled >= self.committed && link.ack.durable >= self.stable);
+        let is_whole = peer.link.as_ref().is_some_and(|link| link.resync.is_none());
+        let is_wanted = peer.config.protocol != Protocol::A;
+        let is_counted = peer.pending || self.meta.current.record.in_sync.contains(peer.config.node);
+        is_wanted && is_level && is_whole && !is_counted
+    }
+
+    /// Takes in a replica that has everything.
     fn grow(&mut self) {
-        let record = self.meta.saved.record;
-        let (committed, stable) = (self.committed, self.stable);
-        let ready = self.peers.iter_mut().find(|peer| {
-            let level = peer
-                .streaming()
-                .is_some_and(|link| link.ack.journaled >= committed && link.ack.durable >= stable);
-            let whole = peer.link.as_ref().is_some_and(|link| link.resync.is_none());
-            let wanted = peer.config.protocol != Protocol::A;
-            !record.in_sync.contains(peer.config.node) && wanted && level && whole
-        });
-        if let Some(peer) = ready {
-            peer.pending = true;
-            let in_sync = record.in_sync.with(peer.config.node);
-            self.change_members(in_sync);
+        if let Some(index) = (0..self.peers.len()).find(|index| self.may_join(*index)) {
+            self.peers[index].pending = true;
+            self.change_members(self.meta.saved.record.in_sync.with(self.peers[index].config.node));
+        }
+    }
+
+    /// Counts replicas that have everything: whoever decides may take them in from now on.
+    fn make_pending(&mut self) {
+        for index in 0..self.peers.len() {
+            if self.may_join(index) {
+                self.peers[index].pending = true;
+                let node = self.peers[index].config.node;
+                self.report(Report::Peer {
+                    node,
+                    text: String::from("pending: counted, and to be taken in"),
+                });
+            }
         }
     }
 
@@ -130,19 +156,18 @@ impl Machine {
         if !self.role.is_serving() {
             return;
         }
-        let missing = self.counted().iter().find(|node| !self.is_streaming_to(*node));
-        match (missing, &self.frozen) {
-            (Some(node), None) => {
-                let text = format!("waiting for {node}, a member of the in-sync set that is not connected");
-                self.frozen = Some(text.clone());
-                self.report(Report::Frozen(text));
-            }
-            (None, Some(_)) => {
-                self.frozen = None;
-                self.report(Report::Thawed);
-            }
-            _ => {}
+        let why = if self.may_answer() {
+            let missing = self.counted().iter().find(|node| !self.is_streaming_to(*node));
+            missing
+                .map(|node| format!("waiting for {node}, a member of the in-sync set that is not connected"))
+        } else {
+            Some(String::from("its lease has ended, and a majority of the orchestrators has not renewed it"))
+        };
+        if why == self.frozen {
+            return;
         }
+        self.report(why.clone().map_or(Report::Thawed, Report::Frozen));
+        self.frozen = why;
     }
 
     /// Remembers a record that a connected replica knows and this one does not: nobody acts on an older one.

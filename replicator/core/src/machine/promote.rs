@@ -37,6 +37,10 @@ impl Machine {
             RoleState::Secondary => {}
             _ => return self.refuse_admin(id, "another change of role is under way; see `holdfast status`"),
         }
+        if self.config.managed && !force {
+            let text = "an orchestrator decides who is Primary of this volume";
+            return self.answer_admin(id, Err(AdminError::Managed(String::from(text))));
+        }
         if let Err(error) = self.may_promote(force) {
             return self.answer_admin(id, Err(error));
         }
@@ -119,8 +123,7 @@ impl Machine {
 
     pub(super) fn on_seal(&mut self, index: usize, seal: Seal) {
         // A reign that is being stored begins: its epoch is promised, and none above it.
-        let reigns = self.role.is_sequencing() || matches!(self.role, RoleState::Recording { .. });
-        let refused = reigns || self.is_failed() || seal.epoch <= self.meta.current.promised;
+        let refused = self.reigns() || self.is_failed() || seal.epoch <= self.meta.current.promised;
         if refused {
             self.send_sealed(index, seal.attempt, false);
             return;
@@ -205,7 +208,8 @@ impl Machine {
                     current.export_generation += 1;
                 }
                 let saved = self.meta.change();
-                self.role = RoleState::Recording { id: attempt.id, saved };
+                self.is_forced = self.config.managed;
+                self.role = RoleState::Recording { id: Some(attempt.id), saved };
             }
             Err(error) => self.answer_admin(attempt.id, Err(error)),
         }

@@ -12,9 +12,12 @@ impl Machine {
         let (meta, log) = (&self.meta, &self.log);
         Status {
             node: self.config.node,
-            role: if self.role.is_sequencing() { Role::Primary } else { Role::Secondary },
+            role: if self.has_begun() { Role::Primary } else { Role::Secondary },
             serving: self.is_serving(),
             frozen: self.frozen.clone(),
+            managed: self.config.managed,
+            lease_end: self.lease,
+            wish: self.wish(),
             disk_state: meta.current.disk_state,
             suspect: meta.current.suspect,
             disk_full: self.apply.waits_for_space(),
@@ -39,6 +42,12 @@ impl Machine {
             peers: (0..self.peers.len()).map(|index| self.peer_status(index)).collect(),
             counters: self.counters,
         }
+    }
+
+    /// Whether its reign has begun. One that is stored goes on to be opened, and a configuration manager must not take it
+    /// for one that has ended.
+    fn has_begun(&self) -> bool {
+        self.role.is_sequencing() || self.is_managed() && self.reigns()
     }
 
     fn peer_status(&self, index: usize) -> PeerStatus {

@@ -38,8 +38,8 @@ pub(super) enum RoleState {
     Sealing(Attempt),
     /// Stores that it is Primary.
     Recording {
-        /// Whom to answer.
-        id: AdminId,
+        /// Whom to answer when it serves.
+        id: Option<AdminId>,
         /// Superblock sequence that holds the record.
         saved: u64,
     },
@@ -121,11 +121,12 @@ impl Machine {
     /// Moves whatever change of role is under way.
     pub(super) fn advance_role(&mut self, arena: &mut [u8]) {
         self.answer_seals();
+        self.answer_confirmations();
         self.advance_record();
         match &self.role {
             RoleState::Sealing(_) => self.advance_sealing(),
             RoleState::Recording { id, saved } if self.meta.is_saved(*saved) => {
-                let (id, deadline) = (Some(*id), self.now.plus_ms(PATIENCE_MS));
+                let (id, deadline) = (*id, self.now.plus_ms(PATIENCE_MS));
                 self.role = RoleState::Opening { id, start: None, deadline };
                 self.greet_all();
                 self.advance_opening(arena);
@@ -236,7 +237,10 @@ impl Machine {
         let alone = self.counted().iter().any(|node| !self.is_streaming_to(node));
         if self.record_change.is_none() && (level || alone || self.now >= deadline) {
             let record = self.meta.current.record;
-            self.meta.current.record = Record { version: record.version + 1, primary: None, ..record };
+            // A record that is agreed on elsewhere changes there.
+            if !self.is_managed() {
+                self.meta.current.record = Record { version: record.version + 1, primary: None, ..record };
+            }
             let saved = Some(self.meta.change());
             self.role = RoleState::Demoting { id, stop, saved, deadline };
         }
@@ -255,7 +259,7 @@ impl Machine {
             _ => None,
         };
         if let RoleState::Sealing(Attempt { id, .. })
-        | RoleState::Recording { id, .. }
+        | RoleState::Recording { id: Some(id), .. }
         | RoleState::Opening { id: Some(id), .. } = self.role
         {
             self.refuse_admin(id, "it ended before it was Primary; see the log");
@@ -269,6 +273,8 @@ impl Machine {
         if let Some(id) = self.shrink_answer.take() {
             self.refuse_admin(id, "it is no longer Primary; see `holdfast status` for the in-sync set");
         }
+        self.void_lease();
+        self.is_forced = false;
         if sequencing {
             self.fail_waiting();
             self.overlay.clear();
