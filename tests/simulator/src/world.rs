@@ -21,6 +21,7 @@ use replicator_core::wire::envelope::{Envelope, MessageKind};
 
 use crate::checker::{Checker, stamp};
 use crate::disk::SECTOR;
+use crate::leases::Leases;
 use crate::ledger::Ledger;
 use crate::network::{Route, Wire};
 use crate::node::{Io, Node, Out, Seen, StartError};
@@ -192,6 +193,8 @@ pub struct World {
     pub flushes: u64,
     /// Completed I/O.
     pub ios: u64,
+    /// What leases allow, in a world with a configuration manager.
+    leases: Leases,
     checkers: Vec<Checker>,
     wires: Vec<Wire>,
     requests: Vec<Request>,
@@ -278,6 +281,7 @@ impl World {
             reads: 0,
             flushes: 0,
             ios: 0,
+            leases: Leases::new(setup.nodes, setup.managed),
             checkers: (0..setup.nodes).map(|_| Checker::new(&zeros)).collect(),
             wires: Vec::new(),
             requests: Vec::new(),
@@ -761,6 +765,10 @@ impl World {
             for (id, result) in std::mem::take(&mut self.nodes[index].completed) {
                 let Some(at) = self.requests.iter().position(|request| request.id == id) else { continue };
                 let request = self.requests.swap_remove(at);
+                if result.is_ok() {
+                    let (now, epoch) = (self.instant(index), self.ledger.saved(index).record.epoch);
+                    self.leases.answered(index, now, epoch);
+                }
                 self.finish_request(index, request, result.is_ok());
             }
         }
@@ -1015,6 +1023,7 @@ impl World {
         if let AdminAction::Promote { force, .. } = action {
             self.ledger.promoting(node, force);
         }
+        self.leases.told(node, action);
         let now = self.instant(node);
         self.nodes[node].handle(now, Event::Admin { id, action });
         self.collect();

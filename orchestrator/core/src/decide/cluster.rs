@@ -316,7 +316,14 @@ impl One<'_> {
         let leaves = self.state.standby.contains(&primary);
         let target = match wanted {
             Some(wanted) if wanted != primary => {
+                let is_steady = self.view.nodes.get(&wanted).is_some_and(|node| node.health == Health::Alive);
                 match fit(self.state, self.view, self.volume, record, wanted) {
+                    // Somebody else would be preferred, and it would move for nothing.
+                    Ok(_) if !is_steady => {
+                        let text = format!("is wanted on {}, which is in quarantine", self.name(wanted));
+                        self.say(Severity::Warning, text);
+                        None
+                    }
                     Ok(_) => Some(wanted),
                     Err(unfit) => {
                         let text = format!("is wanted on {}, which {}", self.name(wanted), unfit.text());

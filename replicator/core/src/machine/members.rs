@@ -89,7 +89,8 @@ impl Machine {
 
     /// When the next member that is gone is taken out of the set, by policy.
     pub(super) fn shrink_due(&self) -> Option<Instant> {
-        if !self.role.is_sequencing() || self.config.on_peer_loss != OnPeerLoss::Continue {
+        let is_policy = self.config.on_peer_loss == OnPeerLoss::Continue && !self.is_managed();
+        if !self.role.is_sequencing() || !is_policy {
             return None;
         }
         let record = &self.meta.saved.record;

@@ -2,6 +2,7 @@
 
 use super::Machine;
 use super::peer::LinkState;
+use super::role::RoleState;
 use crate::status::{Connection, PeerStatus, Role, Status};
 use crate::units::PAGE_BYTES;
 
@@ -44,10 +45,11 @@ impl Machine {
         }
     }
 
-    /// Whether its reign has begun. One that is stored goes on to be opened, and a configuration manager must not take it
-    /// for one that has ended.
+    /// Whether its reign has begun. One that is stored is opened next, and a configuration manager must not take it for
+    /// one that has ended.
     fn has_begun(&self) -> bool {
-        self.role.is_sequencing() || self.is_managed() && self.reigns()
+        let is_stored = matches!(self.role, RoleState::Recording { saved, .. } if self.meta.is_saved(saved));
+        self.role.is_sequencing() || self.is_managed() && is_stored
     }
 
     fn peer_status(&self, index: usize) -> PeerStatus {
