@@ -171,7 +171,7 @@ impl Manager {
         let over = others.map(|node| self.over_at(world, node)).max().unwrap_or(0);
         if world.now >= over {
             // The holder counts from when it asked, which was before this.
-            let asked = world.instant(primary).0 - world.random.below(50) * MS;
+            let asked = world.instant(primary).0.saturating_sub(world.random.below(50) * MS);
             let end = Instant(asked).plus_ms(LEASE_MS);
             self.granted_at[primary] = world.now;
             self.send(world, primary, AdminAction::Lease { epoch, end });
