@@ -16,7 +16,7 @@ use replicator_core::recovery::RecoverError;
 use replicator_core::status::{Connection, Role};
 use replicator_core::units::{AdminId, NodeId};
 
-use crate::disk::SimDisk;
+use crate::disk::{SECTOR, SimDisk};
 use crate::manager::Manager;
 use crate::node::{Io, StartError};
 use crate::plan::{Fault, Plan};
@@ -626,8 +626,10 @@ impl Run {
             }
             return true;
         }
-        // A ring that cannot be read brings nobody level.
-        if self.spoiled[p] {
+        // What cannot be read on the Primary's disk cannot be sent, and nobody else is asked for it.
+        let volume_bytes = self.world.sectors * SECTOR;
+        let is_readable = self.world.nodes[p].disk.is_readable(0, volume_bytes);
+        if status.disk_state == DiskState::Inconsistent && !is_readable {
             return true;
         }
         let reason =

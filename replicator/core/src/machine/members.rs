@@ -185,14 +185,13 @@ impl Machine {
             let link = peer.link.as_ref().filter(|link| link.state == LinkState::Idle)?;
             link.hello.as_ref().map(|hello| hello.record)
         });
-        let newest = hellos.max_by_key(Record::order);
         // By its record a replica knows who was asked before the end of its log was answered. Until that end is stable
         // it forgets this for no set with strangers in it: they would have it cut.
         let mine = self.meta.current.record;
         let settled = mine.epoch == Epoch(0) || self.log.last() <= self.stable;
         let knows_all = |record: &Record| record.in_sync.iter().all(|node| mine.in_sync.contains(node));
-        let learns = |record: &Record| record.order() > mine.order() && (settled || knows_all(record));
-        if let Some(record) = newest.filter(learns) {
+        let learns = |record: &Record| record.is_later_than(&mine) && (settled || knows_all(record));
+        if let Some(record) = hellos.filter(learns).max_by_key(Record::order) {
             self.replace_record(record);
             self.meta.current.promised = self.meta.current.promised.max(record.epoch);
             self.meta.change();

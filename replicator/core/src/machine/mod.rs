@@ -108,6 +108,8 @@ pub struct Machine {
     stable: Sequence,
     /// Where recovery ended: entries up to here may not be in memory.
     recovered_end: Sequence,
+    /// The newest entry that the ring was found not to give; none that is needed here.
+    damaged: Sequence,
     pending: VecDeque<Pending>,
     /// FLUSH and FUA answers that wait for `stable`, in order of position.
     flushes: VecDeque<Pending>,
@@ -233,6 +235,7 @@ impl Machine {
             committed: stable,
             stable,
             recovered_end: recovered.log.last(),
+            damaged: Sequence(0),
             pending: VecDeque::with_capacity(4096),
             flushes: VecDeque::with_capacity(1024),
             zeros_waiting: VecDeque::with_capacity(256),

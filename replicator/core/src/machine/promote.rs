@@ -225,7 +225,7 @@ impl Machine {
         }
         let mut record = self.meta.saved.record;
         for (node, answer) in &attempt.answers {
-            if answer.record.order() > record.order() {
+            if answer.record.is_later_than(&record) {
                 record = answer.record;
             }
             // A failed copy promises nothing any more, and takes nothing from anybody either: it has no veto.
@@ -235,7 +235,9 @@ impl Machine {
             if !answer.granted {
                 return refused(format!("{node} has promised epoch {} already; try again", answer.promised));
             }
-            if answer.applied > self.log.last() {
+            // By force, nor has one that is not whole: it cannot be promoted itself.
+            let is_whole = answer.disk_state != DiskState::Inconsistent;
+            if answer.applied > self.log.last() && (is_whole || !attempt.force) {
                 return refused(format!(
                     "{node} has applied entries up to {}, this replica ends at {}: promote {node}",
                     answer.applied,
@@ -245,6 +247,15 @@ impl Machine {
         }
         let usable = |answer: &Sealed| answer.disk_state == DiskState::UpToDate && !answer.suspect;
         if !attempt.force {
+            if let Some((node, _)) =
+                attempt.answers.iter().find(|(_, answer)| answer.record.is_of_rival(&record))
+            {
+                return Err(AdminError::NeedsForce(format!(
+                    "split brain: epoch {} was opened twice, by two promotions, and {node} followed the other one; promote \
+                     the side that is to stay with --force",
+                    record.epoch
+                )));
+            }
             let me = self.config.node;
             let sealed =
                 |node: NodeId| attempt.answers.iter().any(|(other, answer)| *other == node && answer.granted);
@@ -260,10 +271,14 @@ impl Machine {
         // Members first, then proven ones, then the longest log; a connected better one is never passed over, force
         // or not. Who was taken out of the set lacks writes since, however proven it was before.
         let is_member = record.in_sync.contains(self.config.node);
+        // What is applied anywhere, every member has: one that lacks it has lost what it promised.
+        let applied = self.log.applied.position.sequence;
+        let keeps = |answer: &Sealed| answer.head.position.sequence >= applied;
         let better = attempt.answers.iter().find(|(node, answer)| {
             let more = answer.proven || answer.head.position > self.log.head.position;
             record.in_sync.contains(*node)
                 && usable(answer)
+                && keeps(answer)
                 && (!is_member || (more && !self.meta.saved.proven))
         });
         if let Some((node, _)) = better {
@@ -277,7 +292,7 @@ impl Machine {
         }
         let mut in_sync = NodeSet::only(self.config.node);
         for (node, answer) in &attempt.answers {
-            if record.in_sync.contains(*node) && usable(answer) {
+            if record.in_sync.contains(*node) && usable(answer) && keeps(answer) {
                 in_sync = in_sync.with(*node);
             }
         }

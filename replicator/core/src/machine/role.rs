@@ -267,7 +267,7 @@ impl Machine {
         if self.role.is_serving() {
             self.push(Command::Serve { open: false });
         }
-        if sequencing || self.role.hurries() {
+        if sequencing || (self.role.hurries() && !self.role.is_stopping()) {
             self.role = RoleState::Secondary;
         }
         if let Some(id) = self.shrink_answer.take() {
@@ -292,6 +292,9 @@ impl Machine {
     }
 
     pub(super) fn on_stop(&mut self, id: AdminId) {
+        if matches!(self.role, RoleState::Stopping { .. } | RoleState::Demoting { stop: true, .. }) {
+            return self.refuse_admin(id, "it stops already");
+        }
         if self.role.is_sequencing() && !matches!(self.role, RoleState::Demoting { .. }) {
             return self.begin_demotion(id, true);
         }
