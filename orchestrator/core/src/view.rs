@@ -20,6 +20,8 @@ pub struct View {
     pub nodes: BTreeMap<NodeId, NodeView>,
     /// The newest lease granted by this leader, for each volume and holder.
     pub grants: BTreeMap<(VolumeId, NodeId), Instant>,
+    /// Replicas that were asked for a promise a short while ago and did not give it.
+    pub unsealed: BTreeSet<(VolumeId, NodeId)>,
     /// Fresh random bits, for the identities of reigns.
     pub entropy: u128,
 }
@@ -111,8 +113,11 @@ pub struct Replica {
     pub record: Order,
     /// The in-sync set in that record.
     pub in_sync: NodeSet,
-    /// Members that follow it now, if it is primary.
+    /// Replicas that follow it now, if it is primary.
     pub following: NodeSet,
+    /// Replicas that it would have in its set, if it is primary: it counts them already, until it is told a later record
+    /// that is without them.
+    pub pending: NodeSet,
 }
 
 /// What a replica does.

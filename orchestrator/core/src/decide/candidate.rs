@@ -54,6 +54,9 @@ pub(super) fn fit<'v>(
     if let Copy::Unusable(state) = &replica.copy {
         return Err(Unfit::Unable(format!("has a copy that is {state}")));
     }
+    if view.unsealed.contains(&(volume.id, node)) {
+        return unable("was asked for its promise and did not give it");
+    }
     // It was told by somebody who wrote without it. Nobody acts on an older record than a replica knows.
     if !replica.in_sync.contains(node) {
         return unable("knows itself that it is out of the in-sync set");
