@@ -73,13 +73,20 @@ on() {
   holdfast "$command" "$@" --control "$(control "$node")"
 }
 
-# make_cluster DISK_MIB [DISKS]: ram disks, a configuration, and replicas of the volume r0 on nodes a and b, which take
-# the first four disks.
-make_cluster() {
-  local node port=7801 disk=0
+# Where the replicas lie, unless a test puts something in between; and further keys of the volume.
+declare -A DISK=([a]=/dev/ram0 [b]=/dev/ram2) JOURNAL=([a]=/dev/ram1 [b]=/dev/ram3)
+VOLUME_KEYS=
+
+# make_ram_disks MIB [COUNT]
+make_ram_disks() {
   modprobe brd rd_nr="${2:-4}" rd_size=$(($1 * 1024)) max_part=0
   modprobe nbd nbds_max=4 max_part=0
   modprobe -a crc32c_generic ext4
+}
+
+# make_cluster MIB: a configuration, and replicas of the volume r0 on nodes a and b.
+make_cluster() {
+  local node port=7801
   mkdir -p "$WORK"
   head -c 32 /dev/urandom | xxd -p -c 64 >"$WORK/secret"
   chmod 600 "$WORK/secret"
@@ -88,16 +95,22 @@ make_cluster() {
     for node in a b; do
       printf '\n[[node]]\nname = "%s"\naddress = "127.0.0.1"\ncontrol = "%s.ctl"\n' $node $node
     done
-    printf '\n[[volume]]\nname = "r0"\nuuid = "%s"\nsize = "%dMiB"\n' "$(cat /proc/sys/kernel/random/uuid)" "$(($1 - 8))"
+    printf '\n[[volume]]\nname = "r0"\nuuid = "%s"\n' "$(cat /proc/sys/kernel/random/uuid)"
+    printf 'size = "%dMiB"\n%s\n' "$1" "$VOLUME_KEYS"
     for node in a b; do
-      printf '\n[[volume.replica]]\nnode = "%s"\ndisk = "/dev/ram%d"\njournal = "/dev/ram%d"\n' $node $disk $((disk + 1))
-      printf 'port = %d\nnbd-socket = "%s.nbd"\n' $port $node
-      port=$((port + 1)) disk=$((disk + 2))
+      printf '\n[[volume.replica]]\nnode = "%s"\ndisk = "%s"\n' $node "${DISK[$node]}"
+      printf 'journal = "%s"\nport = %d\nnbd-socket = "%s.nbd"\n' "${JOURNAL[$node]}" $port $node
+      port=$((port + 1))
     done
   } >"$WORK/holdfast.toml"
-  for node in a b; do
-    holdfast create r0 --config "$WORK/holdfast.toml" --node $node || { fail "no replica on $node"; return 1; }
-  done
+  for node in a b; do create_replica $node; done
+}
+
+# create_replica NODE ARGS...
+create_replica() {
+  local node=$1
+  shift
+  holdfast create r0 "$@" --config "$WORK/holdfast.toml" --node "$node" || fail "no replica on $node"
 }
 
 start_replicator() {
@@ -110,6 +123,9 @@ kill_replicator() {
   kill -KILL "${REPLICATOR[$1]}"
   wait "${REPLICATOR[$1]}" 2>/dev/null
 }
+
+# is_disk_state NODE STATE: of the node's own copy, not of what it says of its peers.
+is_disk_state() { on "$1" status r0 --json | grep -q "^    \"disk_state\": \"$2\""; }
 
 promote() { wait_for 20 "$1 to become primary" on "$1" promote r0; }
 
@@ -147,7 +163,7 @@ under_load() {
   local name=$1 depth=$2 fio errors before reconnected
   shift 2
   before=$(writes) reconnected=$(reconnections)
-  load 8 "$name" "$depth" &
+  load 5 "$name" "$depth" &
   fio=$!
   wait_for 20 "the load to begin" has_more_writes $((before + 200))
   "$@"
