@@ -116,7 +116,7 @@ create_replica() {
 start_replicator() {
   holdfast replicator --config "$WORK/holdfast.toml" --node "$1" >>"$WORK/$1.log" 2>&1 &
   REPLICATOR[$1]=$!
-  wait_for 20 "the replicator of $1" on "$1" status r0
+  wait_for 60 "the replicator of $1" on "$1" status r0
 }
 
 kill_replicator() {
@@ -127,7 +127,7 @@ kill_replicator() {
 # is_disk_state NODE STATE: of the node's own copy, not of what it says of its peers.
 is_disk_state() { on "$1" status r0 --json | grep -q "^    \"disk_state\": \"$2\""; }
 
-promote() { wait_for 20 "$1 to become primary" on "$1" promote r0; }
+promote() { wait_for 60 "$1 to become primary" on "$1" promote r0; }
 
 device_of_r0() { readlink /dev/holdfast/r0; }
 
@@ -141,7 +141,7 @@ attach_following() {
   shift
   holdfast attach r0 "$@" --follow --control "$(control "$node")" >>"$WORK/follow.log" 2>&1 &
   FOLLOWER=$!
-  wait_for 20 "r0 to be attached on $node" test -b /dev/holdfast/r0
+  wait_for 60 "r0 to be attached on $node" test -b /dev/holdfast/r0
 }
 
 sysfs() { say "/sys/block/$(basename "$(device_of_r0)")"; }
