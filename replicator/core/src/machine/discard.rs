@@ -70,6 +70,9 @@ impl Machine {
         log && io
             && links
             && self.placing.is_none()
+            && self.mending.is_none()
+            && self.mends.is_empty()
+            && !self.visit_sync
             && self.drain_sync.is_none()
             && self.intake_sync.is_none()
     }

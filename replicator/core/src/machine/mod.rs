@@ -9,6 +9,7 @@
 //!     apply   entries reach the disk      greet     links and hellos
 //!     checkpoint, superblock              role      promote, demote, shrink, stop
 //!     maps    what peers may lack         source    a Primary sends blocks; target: a Secondary takes them
+//!     verify  a Primary compares copies   visit     a Secondary answers; mend: what cannot be read is fetched
 //! ```
 //!
 //! Duties of a driver:
@@ -21,6 +22,7 @@
 
 mod admit;
 mod apply;
+mod block_read;
 mod checkpoint;
 mod commit;
 mod discard;
@@ -28,15 +30,19 @@ mod follow;
 mod gather;
 mod greet;
 mod maps;
+mod mend;
 mod meta;
 mod peer;
 mod persist;
+mod proof;
 mod read;
 mod report;
 mod role;
 mod source;
 mod stream;
 mod target;
+mod verify;
+mod visit;
 
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
@@ -59,17 +65,21 @@ use crate::units::{AdminId, Buffer, Instant, LinkId, NodeId, PAGE_BYTES, Request
 use crate::wire::envelope::Envelope;
 
 use apply::Apply;
+use block_read::BlockRead;
 use checkpoint::Checkpoint;
 use discard::Discard;
 use gather::Gather;
 use maps::Saving;
+use mend::Mends;
 use meta::Meta;
 use peer::{Link, Peer};
 use persist::Persist;
+use proof::ProofRead;
 use read::Reads;
 use role::RoleState;
-use source::BlockRead;
 use target::{Intake, Placing};
+use verify::Verify;
+use visit::{Found, Mending, Visits};
 
 /// A write, zero or trim that is sequenced and not yet answered.
 #[derive(Clone, Copy, Debug)]
@@ -122,7 +132,7 @@ pub struct Machine {
     probe: Option<(Sequence, Instant)>,
     /// How fast resyncs go.
     pace: Pace,
-    /// Reads of the disk for resyncs.
+    /// Reads of the disk by blocks.
     block_reads: Vec<Option<BlockRead>>,
     /// Blocks that come in.
     intake: Option<Box<Intake>>,
@@ -134,6 +144,22 @@ pub struct Machine {
     drain_sync: Option<LinkId>,
     /// Dirty maps that are being saved.
     saving: Option<Saving>,
+    /// The verify under way, or the last one.
+    verify: Option<Box<Verify>>,
+    /// A piece of the ring that is being read for it.
+    proof_read: Option<ProofRead>,
+    /// Verifies begun since the process started.
+    verifies: u64,
+    /// What a Primary that verifies asks here.
+    visits: Option<Box<Visits>>,
+    /// A block that it sent is being written.
+    mending: Option<Mending>,
+    /// The disk is being synced for it.
+    visit_sync: bool,
+    /// What the last verify by a Primary found here.
+    found: Option<Box<Found>>,
+    /// Blocks that are fetched from a peer since they cannot be believed here, and reads that wait for them.
+    mends: Mends,
     /// The data here is about to be discarded, or that is being stored.
     discard: Option<Discard>,
     /// A device failed since this process began: what was under way may be lost.
@@ -164,6 +190,11 @@ enum Io {
     Place = 15,
     IntakeSync = 16,
     DrainSync = 17,
+    Mend = 18,
+    VisitWrite = 19,
+    VisitSync = 20,
+    VerifySync = 21,
+    Proof = 22,
 }
 
 impl Io {
@@ -235,6 +266,14 @@ impl Machine {
             intake_sync: None,
             drain_sync: None,
             saving: None,
+            verify: None,
+            proof_read: None,
+            verifies: 0,
+            visits: None,
+            mending: None,
+            visit_sync: false,
+            found: None,
+            mends: Mends::default(),
             discard: None,
             has_failed: false,
             frozen: None,
@@ -284,12 +323,21 @@ impl Machine {
             Event::JournalRead { token, result } if Io::Load.is(token) => {
                 self.on_loaded(token, result, arena);
             }
+            Event::JournalRead { token, result } if Io::Proof.is(token) => self.on_proof_read(result, arena),
             Event::JournalRead { token, result } => self.on_chunk_read(token, result),
             Event::DiskRead { token, result } if Io::BlockRead.is(token) => {
                 self.on_block_read(index_of(token), result, arena);
             }
             Event::DiskRead { token, result } => self.on_disk_read(token, result),
             Event::DiskWritten { token, result } if Io::Place.is(token) => self.on_placed_write(result),
+            Event::DiskWritten { token, result } if Io::Mend.is(token) => {
+                self.on_mended(index_of(token), result);
+            }
+            Event::DiskWritten { token, result } if Io::VisitWrite.is(token) => self.on_visit_written(result),
+            Event::DiskSynced { token, result } if Io::VisitSync.is(token) => self.on_visit_synced(result),
+            Event::DiskSynced { token, result } if Io::VerifySync.is(token) => {
+                self.on_verify_synced(result);
+            }
             Event::DiskWritten { result, .. } => self.on_disk_written(result),
             Event::DiskSynced { token, result } if Io::IntakeSync.is(token) => self.on_intake_synced(result),
             Event::DiskSynced { token, result } if Io::DrainSync.is(token) => self.on_drained(result),
@@ -305,6 +353,8 @@ impl Machine {
             AdminAction::Demote => self.on_demote(id),
             AdminAction::Shrink { node } => self.on_shrink(id, node),
             AdminAction::Invalidate => self.on_invalidate(id),
+            AdminAction::Verify { repair, trust } => self.on_verify(id, repair, trust),
+            AdminAction::StopVerify => self.on_stop_verify(id),
             AdminAction::Stop => self.on_stop(id),
         }
     }
@@ -345,7 +395,8 @@ impl Machine {
     #[must_use]
     pub fn next_timeout(&self) -> Option<Instant> {
         let peers = self.peers.iter().filter_map(|peer| peer.next_timeout(&self.config));
-        let resync = self.source_due().into_iter().chain(self.intake_due()).min();
+        let resync = [self.source_due(), self.intake_due(), self.verify_due(), self.mend_due()];
+        let resync = resync.into_iter().flatten().min();
         let own =
             [self.persist.due(), self.role.deadline(), self.shrink_due(), self.apply.retry_due(), resync];
         peers.chain(own.into_iter().flatten()).min()

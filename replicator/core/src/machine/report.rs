@@ -36,6 +36,8 @@ impl Machine {
             arena_used_bytes: u64::from(self.pool.used_pages()) * PAGE_BYTES as u64,
             arena_bytes: self.config.arena_bytes as u64,
             superblock_repairs: meta.current.repairs,
+            verify: self.verify_status(),
+            found_blocks: self.found_blocks(),
             peers: (0..self.peers.len()).map(|index| self.peer_status(index)).collect(),
             counters: self.counters,
         }

@@ -103,6 +103,7 @@ impl Machine {
     pub(super) fn pump_peers(&mut self, arena: &mut [u8]) {
         self.check_links();
         self.pump_intake();
+        self.pump_visits(arena);
         for index in 0..self.peers.len() {
             match self.peers[index].link.as_ref().map(|link| link.state) {
                 Some(LinkState::Streaming) => {
@@ -120,6 +121,9 @@ impl Machine {
                 _ => {}
             }
         }
+        // What they say must stand behind everything that was sequenced before.
+        self.pump_mends(arena);
+        self.pump_verify(arena);
     }
 
     /// Sends one frame, if there is one and the window is open.

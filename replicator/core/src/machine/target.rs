@@ -12,10 +12,10 @@ use alloc::vec::Vec;
 
 use xxhash_rust::xxh3::xxh3_128;
 
+use super::block_read::{BlockRead, Reader, each_bit};
 use super::checkpoint::Checkpoint;
 use super::greet::Place;
 use super::peer::LinkState;
-use super::source::{BlockRead, each_bit};
 use super::{Io, Machine};
 use crate::command::{Command, Report};
 use crate::dirty::{WORD_BLOCKS, WORD_BYTES};
@@ -74,6 +74,7 @@ impl Machine {
         let applied = self.log.applied.position.sequence == self.log.last() && self.apply.is_idle();
         let still = !self.log.has_unwritten() && !self.log.has_undurable() && !self.log.has_buffers();
         let quiet = self.checkpoint.is_idle() && !self.persist.is_syncing() && self.placing.is_none();
+        let quiet = quiet && self.mending.is_none() && self.mends.is_empty() && !self.visit_sync;
         if !applied || !still || !quiet || self.drain_sync.is_some() {
             self.persist.want_sync(self.log.last());
             return;
@@ -135,6 +136,7 @@ impl Machine {
         let (link, session) = (link.id, link.peer_session);
         assert!(self.meta.saved.disk_state == DiskState::Inconsistent, "it is stored before the first block");
         assert!(self.intake.is_none(), "a replica follows one source");
+        self.forget_found();
         self.intake = Some(Box::new(Intake {
             link,
             session,
@@ -304,8 +306,7 @@ impl Machine {
     }
 
     fn hash_asked(&mut self) {
-        let volume_bytes = self.meta.saved.volume_bytes;
-        while self.block_reads.iter().flatten().count() < HASHING_MAX {
+        while self.count_reads(|reader| matches!(reader, Reader::Hashes(..))) < HASHING_MAX {
             let intake = self.intake.as_mut().expect("looked at");
             let id = intake.link;
             let Some((word, bits)) = intake.asked.front().copied() else { return };
@@ -313,8 +314,7 @@ impl Machine {
             self.intake.as_mut().expect("looked at").asked.pop_front();
             let place = self.find_link(id).expect("the intake ends with its link");
             let session = self.link_mut(place).session;
-            let read = BlockRead { link: id, session, word, bits, buffer, to_send: false };
-            self.begin_block_read(read, volume_bytes);
+            self.begin_block_read(BlockRead::new(Reader::Hashes(id, session), word, bits, buffer));
         }
     }
 
@@ -323,13 +323,16 @@ impl Machine {
     pub(super) fn send_hashes(&mut self, index: usize, read: BlockRead, arena: &[u8]) {
         self.pool.give(read.buffer);
         let volume_bytes = self.meta.saved.volume_bytes;
-        let of = |intake: &Intake| intake.link == read.link;
-        if !self.intake.as_deref().is_some_and(of) {
+        let link = self.link_mut(Place::Peer(index)).id;
+        if !self.intake.as_deref().is_some_and(|intake| intake.link == link) {
             return;
         }
         let mut hashes = Hashes { word: read.word, bits: read.bits, hashes: [0; WORD_BLOCKS as usize] };
         for (hash, bit) in hashes.hashes.iter_mut().zip(each_bit(read.bits)) {
-            *hash = xxh3_128(&arena[read.block(bit, volume_bytes).range()]);
+            // What cannot be read here equals nothing: it is sent, and written.
+            if read.bad >> bit & 1 == 0 {
+                *hash = xxh3_128(&arena[read.block(bit, volume_bytes).range()]);
+            }
         }
         self.send(Place::Peer(index), Message::Hashes(Box::new(hashes)), false);
     }

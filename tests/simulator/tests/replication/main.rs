@@ -7,3 +7,4 @@ mod resync;
 mod resync_chaos;
 mod scenarios;
 mod setup;
+mod verify;
