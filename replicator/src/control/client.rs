@@ -14,7 +14,8 @@ use thiserror::Error;
 use tokio::net::UnixStream;
 
 use super::json::{
-    Demote, Done, Failure, FailureReason, Invalidate, NodeStatus, Promote, Shrink, Version, VolumeReport,
+    Demote, Done, Failure, FailureReason, Invalidate, NodeStatus, Promote, Shrink, StartVerify, Version,
+    VolumeReport,
 };
 
 /// Bytes of an answer.
@@ -138,6 +139,14 @@ impl Client {
     pub fn invalidate(&self, volume: &str) -> Result<Done, ClientError> {
         let body = Invalidate { discard_my_data: true };
         self.ask(Method::POST, &route(volume, "/invalidate"), &body)
+    }
+
+    /// Begins a verify, or ends one.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is a no.
+    pub fn verify(&self, volume: &str, request: &StartVerify) -> Result<Done, ClientError> {
+        self.ask(Method::POST, &route(volume, "/verify"), request)
     }
 
     /// Asks for what lies at `route`.

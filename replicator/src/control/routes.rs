@@ -14,7 +14,7 @@ use axum::{Json, Router};
 use hyper::body::Bytes;
 use replicator_core::command::AdminError;
 use replicator_core::event::AdminAction;
-use replicator_core::units::ReignId;
+use replicator_core::units::{NodeId, ReignId};
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::de::DeserializeOwned;
 
@@ -22,7 +22,8 @@ use super::Volume;
 use super::activity::Activity;
 use super::facts::Facts;
 use super::json::{
-    Demote, Done, Failure, FailureReason, Invalidate, NodeStatus, Promote, Shrink, Version, VolumeReport,
+    Demote, Done, Failure, FailureReason, Invalidate, NodeStatus, Promote, Shrink, StartVerify, Version,
+    VolumeReport,
 };
 use crate::error::VolumeError;
 
@@ -53,6 +54,7 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/volumes/{volume}/demote", post(demote))
         .route("/v1/volumes/{volume}/shrink", post(shrink))
         .route("/v1/volumes/{volume}/invalidate", post(invalidate))
+        .route("/v1/volumes/{volume}/verify", post(verify))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(from_fn(take_body))
@@ -155,12 +157,30 @@ async fn shrink(
     body: Bytes,
 ) -> Result<Json<Done>, Refusal> {
     let request: Shrink = parse(&body)?;
-    let node = shared.facts.id_of(&request.node).ok_or_else(|| {
-        let known = shared.facts.node_names().join(", ");
-        let message = format!("there is no node \"{}\" in this cluster", request.node);
-        Refusal::new(StatusCode::BAD_REQUEST, "unknown-node", message, format!("its nodes are: {known}"))
-    })?;
+    let node = node_of(&shared, &request.node)?;
     act(&shared, &name, AdminAction::Shrink { node }).await
+}
+
+async fn verify(
+    State(shared): AppState,
+    VolumeName(name): VolumeName,
+    body: Bytes,
+) -> Result<Json<Done>, Refusal> {
+    let request: StartVerify = parse(&body)?;
+    let trust = request.trust.as_deref().map(|node| node_of(&shared, node)).transpose()?;
+    let action = match request.stop {
+        true => AdminAction::StopVerify,
+        false => AdminAction::Verify { repair: request.repair, trust },
+    };
+    act(&shared, &name, action).await
+}
+
+fn node_of(shared: &Shared, name: &str) -> Result<NodeId, Refusal> {
+    shared.facts.id_of(name).ok_or_else(|| {
+        let known = shared.facts.node_names().join(", ");
+        let message = format!("there is no node \"{name}\" in this cluster");
+        Refusal::new(StatusCode::BAD_REQUEST, "unknown-node", message, format!("its nodes are: {known}"))
+    })
 }
 
 async fn invalidate(

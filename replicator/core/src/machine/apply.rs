@@ -18,7 +18,7 @@ const BATCH_FRAMES_MAX: u64 = 64;
 /// Bytes one batch may have.
 const BATCH_BYTES_MAX: u64 = 8 << 20;
 /// How long apply waits before it asks a disk that had no space again.
-const SPACE_RETRY_MS: u64 = 200;
+pub(super) const SPACE_RETRY_MS: u64 = 200;
 
 /// Entries on their way to the disk.
 #[derive(Debug)]

@@ -339,6 +339,7 @@ impl Machine {
             }
             Verdict::Source { common, needs_blocks } => {
                 self.peers[index].standalone = None;
+                let needs_blocks = needs_blocks || self.peers[index].needs_blocks;
                 self.start_stream(index, common, needs_blocks);
             }
             Verdict::Target => {

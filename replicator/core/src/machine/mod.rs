@@ -43,6 +43,7 @@ mod stream;
 mod target;
 mod verify;
 mod visit;
+mod watch;
 
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
@@ -80,6 +81,7 @@ use role::RoleState;
 use target::{Intake, Placing};
 use verify::Verify;
 use visit::{Found, Mending, Visits};
+use watch::Watch;
 
 /// A write, zero or trim that is sequenced and not yet answered.
 #[derive(Clone, Copy, Debug)]
@@ -162,6 +164,8 @@ pub struct Machine {
     mends: Mends,
     /// The data here is about to be discarded, or that is being stored.
     discard: Option<Discard>,
+    /// I/O that does not end.
+    watch: Watch,
     /// A device failed since this process began: what was under way may be lost.
     has_failed: bool,
     frozen: Option<String>,
@@ -275,6 +279,7 @@ impl Machine {
             found: None,
             mends: Mends::default(),
             discard: None,
+            watch: Watch::new(now),
             has_failed: false,
             frozen: None,
             counters: Counters::default(),
@@ -316,6 +321,7 @@ impl Machine {
     }
 
     fn on_completion(&mut self, event: Event<'_>, arena: &mut [u8]) {
+        self.watch.end(&event, self.now);
         match event {
             Event::JournalWritten { token, result } => self.on_journal_written(token, result),
             Event::JournalSynced { token, result } if Io::MapSync.is(token) => self.on_map_synced(result),
@@ -361,7 +367,9 @@ impl Machine {
 
     /// The next thing to do, if there is one.
     pub fn poll_command(&mut self) -> Option<Command> {
-        self.commands.pop_front()
+        let command = self.commands.pop_front()?;
+        self.watch.begin(&command, self.now);
+        Some(command)
     }
 
     /// Everything that follows from what changed. While a role changes, what the end of a pass brings about may be
@@ -375,6 +383,7 @@ impl Machine {
 
     /// One pass, in the order of the write path.
     fn pass(&mut self, arena: &mut [u8]) {
+        self.check_disks();
         self.learn_records();
         self.unpark(arena);
         self.advance_commit();
@@ -395,7 +404,8 @@ impl Machine {
     #[must_use]
     pub fn next_timeout(&self) -> Option<Instant> {
         let peers = self.peers.iter().filter_map(|peer| peer.next_timeout(&self.config));
-        let resync = [self.source_due(), self.intake_due(), self.verify_due(), self.mend_due()];
+        let resync =
+            [self.source_due(), self.intake_due(), self.verify_due(), self.mend_due(), self.disks_due()];
         let resync = resync.into_iter().flatten().min();
         let own =
             [self.persist.due(), self.role.deadline(), self.shrink_due(), self.apply.retry_due(), resync];
@@ -462,7 +472,7 @@ impl Machine {
     /// The copy can no longer be trusted to take or give data: it leaves service at once, and remembers it as
     /// far as its disks still can.
     fn fail_device(&mut self, what: &'static str, errno: Errno) {
-        if self.meta.current.disk_state == DiskState::Failed {
+        if self.has_failed {
             return;
         }
         self.report(Report::DeviceFailed { what, errno });
@@ -500,6 +510,8 @@ impl Machine {
         if self.role.is_sequencing() {
             assert!(self.stable <= self.committed && self.committed <= log.last());
         }
+        // What it had under way may still end: it must find a copy that takes part in nothing.
+        assert!(!self.has_failed || self.is_failed(), "a copy that failed stays so as long as its process");
         assert!(self.gather.entries() <= FRAME_ENTRIES_MAX);
     }
 }

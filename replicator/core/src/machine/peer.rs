@@ -197,6 +197,8 @@ pub(super) struct Peer {
     pub(super) pending: bool,
     /// Since when it takes no stream from here.
     pub(super) lost_since: Instant,
+    /// The journal here cannot be read where it has what the peer needs next: blocks bring it level.
+    pub(super) needs_blocks: bool,
     /// What it may lack.
     pub(super) tracker: Tracker,
 }
@@ -204,7 +206,8 @@ pub(super) struct Peer {
 impl Peer {
     pub(super) fn new(config: PeerConfig, tracker: Tracker, now: Instant) -> Self {
         let (link, standalone, seen_primary) = (None, None, None);
-        Self { config, link, standalone, seen_primary, pending: false, lost_since: now, tracker }
+        let (pending, needs_blocks) = (false, false);
+        Self { config, link, standalone, seen_primary, pending, lost_since: now, needs_blocks, tracker }
     }
 
     /// What it acknowledged in the stream under way; nothing if there is none.

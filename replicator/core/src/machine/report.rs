@@ -17,7 +17,7 @@ impl Machine {
             frozen: self.frozen.clone(),
             disk_state: meta.current.disk_state,
             suspect: meta.current.suspect,
-            disk_full: self.apply.waits_for_space(),
+            disk_full: self.apply.waits_for_space() || self.intake_waits_for_space(),
             proven: meta.current.proven,
             export_generation: meta.saved.export_generation,
             volume_bytes: meta.saved.volume_bytes,

@@ -127,7 +127,10 @@ impl Machine {
         let tracker = &self.peers[index].tracker;
         let is_covered = tracker.covers(hello.copy(), complete, start.common);
         let compares = !is_covered || tracker.is_everything();
-        let jump = (start.common < tail).then_some(Base { position: applied.position, chain: applied.chain });
+        // What is not applied yet is in memory, and is streamed from there.
+        let unreadable = self.peers[index].needs_blocks && start.common <= applied.position.sequence;
+        let jump = (start.common < tail || unreadable)
+            .then_some(Base { position: applied.position, chain: applied.chain });
         let mut history = self.persist.history;
         if let Some(jump) = jump {
             history.truncate(jump.position.sequence);
@@ -417,6 +420,7 @@ impl Machine {
             (hello.disk_state, hello.suspect) = (DiskState::UpToDate, false);
         }
         peer.tracker.finish_resync();
+        peer.needs_blocks = false;
         self.report(Report::Peer { node, text: format!("resync is done: {}", DiskState::UpToDate) });
     }
 

@@ -114,7 +114,7 @@ impl Machine {
                 }
                 Some(LinkState::Cutting { .. }) => self.advance_cut(index),
                 Some(LinkState::Draining { .. }) => self.drain(index),
-                Some(LinkState::Jumping { saved }) if self.meta.is_saved(saved) => {
+                Some(LinkState::Jumping { saved }) if self.meta.is_saved(saved) && !self.is_failed() => {
                     self.begin_following(index);
                 }
                 Some(LinkState::Following) => self.send_ack_if_due(index),
@@ -304,6 +304,9 @@ impl Machine {
             self.pool.give(buffer);
         }
         if let (Err(errno), false) = (result, stale) {
+            if let Place::Peer(index) = place {
+                self.peers[index].needs_blocks = true;
+            }
             self.close(place, &format!("reading the journal for it failed (error {})", errno.0), true);
         }
     }

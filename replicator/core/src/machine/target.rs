@@ -12,6 +12,7 @@ use alloc::vec::Vec;
 
 use xxhash_rust::xxh3::xxh3_128;
 
+use super::apply::SPACE_RETRY_MS;
 use super::block_read::{BlockRead, Reader, each_bit};
 use super::checkpoint::Checkpoint;
 use super::greet::Place;
@@ -47,6 +48,8 @@ pub(super) struct Intake {
     /// What the source was told of the last two.
     told: (u64, u64),
     unsynced_since: Option<Instant>,
+    /// Since the disk had no space nothing was written; when to try again.
+    retry_at: Option<Instant>,
     asked: VecDeque<(u64, u64)>,
     /// The source has no more.
     is_finishing: bool,
@@ -59,9 +62,10 @@ pub(super) struct Intake {
 pub(super) struct Placing {
     link: LinkId,
     session: u64,
-    buffers: Vec<Buffer>,
-    last: u64,
+    items: Vec<(BlocksHeader, Buffer)>,
     writes_left: u32,
+    /// A write found no space.
+    is_short: bool,
 }
 
 impl Machine {
@@ -87,7 +91,7 @@ impl Machine {
 
     pub(super) fn on_drained(&mut self, result: IoResult) {
         let id = self.drain_sync.take().expect("the disk was being synced");
-        if !self.device_ok("syncing the disk", result) {
+        if !self.device_ok("syncing the disk", result) || self.is_failed() {
             return;
         }
         let Some(Place::Peer(index)) = self.find_link(id) else { return };
@@ -146,6 +150,7 @@ impl Machine {
             durable: 0,
             told: (0, 0),
             unsynced_since: None,
+            retry_at: None,
             asked: VecDeque::new(),
             is_finishing: false,
             saved: None,
@@ -224,13 +229,16 @@ impl Machine {
             return;
         }
         let (applied, volume_bytes) = (self.log.applied.position.sequence, self.meta.saved.volume_bytes);
-        let Self { intake, commands, .. } = self;
+        let Self { intake, commands, now, .. } = self;
         let intake = intake.as_mut().expect("looked at");
-        let (mut words, mut buffers): (Vec<u64>, Vec<Buffer>) = (Vec::new(), Vec::new());
-        let (mut last, mut writes_left) = (intake.written, 0);
+        if intake.retry_at.is_some_and(|due| due > *now) {
+            return;
+        }
+        let mut items: Vec<(BlocksHeader, Buffer)> = Vec::new();
+        let mut writes_left = 0;
         while let Some((header, buffer)) = intake.queue.front().copied() {
             // An older item of the same blocks is written first.
-            if header.point > applied || words.contains(&header.word) {
+            if header.point > applied || items.iter().any(|(item, _)| item.word == header.word) {
                 break;
             }
             intake.queue.pop_front();
@@ -246,15 +254,13 @@ impl Machine {
                 commands.push_back(Command::ZeroDisk { token, offset, length, kind: ZeroKind::Trim });
                 writes_left += 1;
             }
-            words.push(header.word);
-            buffers.push(buffer);
-            last = header.number;
+            items.push((header, buffer));
         }
-        if buffers.is_empty() {
+        if items.is_empty() {
             return;
         }
         let (link, session) = (intake.link, intake.session);
-        self.placing = Some(Placing { link, session, buffers, last, writes_left });
+        self.placing = Some(Placing { link, session, items, writes_left, is_short: false });
         if writes_left == 0 {
             self.finish_placing();
         }
@@ -264,20 +270,45 @@ impl Machine {
         let placing = self.placing.as_mut().expect("items are being written");
         placing.writes_left -= 1;
         let done = placing.writes_left == 0;
-        if self.device_ok("writing the disk", result) && done && !self.is_failed() {
+        let is_fine = match result {
+            // Nothing is wrong with the copy: the source waits until there is some.
+            Err(errno) if errno.is_no_space() => {
+                placing.is_short = true;
+                true
+            }
+            result => self.device_ok("writing the disk", result),
+        };
+        if is_fine && done && !self.is_failed() {
             self.finish_placing();
         }
     }
 
     fn finish_placing(&mut self) {
-        let placing = self.placing.take().expect("items were being written");
-        placing.buffers.iter().for_each(|buffer| self.pool.give(*buffer));
+        let Placing { link, session, items, is_short, .. } =
+            self.placing.take().expect("items were being written");
         let now = self.now;
-        let of = |intake: &&mut Box<Intake>| intake.link == placing.link && intake.session == placing.session;
-        if let Some(intake) = self.intake.as_mut().filter(of) {
-            intake.written = placing.last;
-            intake.unsynced_since.get_or_insert(now);
+        let of = |intake: &&mut Box<Intake>| intake.link == link && intake.session == session;
+        let Some(intake) = self.intake.as_mut().filter(of) else {
+            return items.iter().for_each(|(_, buffer)| self.pool.give(*buffer));
+        };
+        if is_short {
+            items.into_iter().rev().for_each(|item| intake.queue.push_front(item));
+            if intake.retry_at.replace(now.plus_ms(SPACE_RETRY_MS)).is_none() {
+                self.report(Report::DiskFull);
+            }
+            return;
         }
+        intake.written = items.last().expect("something was written").0.number;
+        intake.unsynced_since.get_or_insert(now);
+        if intake.retry_at.take().is_some() {
+            self.report(Report::DiskHasSpace);
+        }
+        items.iter().for_each(|(_, buffer)| self.pool.give(*buffer));
+    }
+
+    /// Whether blocks wait for space on the disk.
+    pub(super) fn intake_waits_for_space(&self) -> bool {
+        self.intake.as_ref().is_some_and(|intake| intake.retry_at.is_some())
     }
 
     fn sync_items(&mut self) {
@@ -363,7 +394,10 @@ impl Machine {
 
     /// When the target wants to be looked at though nothing happened.
     pub(super) fn intake_due(&self) -> Option<Instant> {
-        let since = self.intake.as_ref()?.unsynced_since.filter(|_| self.intake_sync.is_none())?;
-        Some(since.plus_ms(SYNC_AFTER_MS).max(self.now.plus_ms(1)))
+        let intake = self.intake.as_ref()?;
+        let since = intake.unsynced_since.filter(|_| self.intake_sync.is_none());
+        let sync = since.map(|since| since.plus_ms(SYNC_AFTER_MS));
+        let due = sync.into_iter().chain(intake.retry_at).min()?;
+        Some(due.max(self.now.plus_ms(1)))
     }
 }

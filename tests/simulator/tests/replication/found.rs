@@ -1,13 +1,13 @@
 //! What seeds of the simulator found in the code, each as a sentence that must hold.
 
 use holdfast_simulator::node::Io;
-use holdfast_simulator::world::{MS, Setup, World};
+use holdfast_simulator::world::{Fate, MS, Setup, World};
 use replicator_core::config::OnPeerLoss;
 use replicator_core::disk::superblock::{DiskState, Superblock};
 use replicator_core::event::AdminAction;
 use replicator_core::units::NodeId;
 
-use crate::setup::load;
+use crate::setup::{load, quiet};
 
 fn serving(seed: u64, setup: &Setup) -> World {
     let mut world = World::new(seed, setup);
@@ -175,4 +175,34 @@ fn a_disk_without_space_pushes_back_and_goes_on_when_it_has_some() {
     world.nodes[0].disk_is_full = false;
     world.run_until("rest", |world| world.is_quiet());
     world.check_equal();
+}
+
+#[test]
+fn what_a_failed_sync_forgot_is_written_again_by_the_next_start() {
+    for seed in 0..10 {
+        let mut world = serving(seed, &Setup { sync_interval_ms: 10_000, ..Setup::default() });
+        quiet(&mut world);
+        world.write(0, 3..9, false);
+        world.run_until("it is answered", |world| world.waiting() == 0);
+        // The sync of the Secondary's journal fails, and the process dies before it could note that.
+        let mut failed = false;
+        world.fates = Box::new(move |io, node, _| match io {
+            Io::SyncJournal { .. } if node == 1 && !failed => {
+                failed = true;
+                Fate::Fails(5)
+            }
+            Io::Superblock { .. } if node == 1 && failed => Fate::Kill,
+            _ => Fate::Done,
+        });
+        world.flush(0);
+        world.run_until("node 1 is down", |world| !world.is_up(1));
+        world.fates = Box::new(|_, _, _| Fate::Done);
+        world.start(1);
+        let head = world.status(1).unwrap().head;
+        world.lose_power(1);
+        world.start(1);
+        assert_eq!(world.status(1).unwrap().head, head, "what the start counted durable is");
+        world.run_until("answered", |world| world.waiting() == 0);
+        quiet(&mut world);
+    }
 }

@@ -1,7 +1,9 @@
 //! Copies are compared and repaired while clients go on: what is wrong is found exactly, nothing else is, and what
 //! cannot be read is had from another replica.
 
-use holdfast_simulator::world::{Fate, Setup, World};
+use holdfast_simulator::node::Io;
+use holdfast_simulator::world::{Fate, MS, Setup, World};
+use replicator_core::disk::superblock::DiskState;
 use replicator_core::event::AdminAction;
 use replicator_core::status::{Proof, VerifyPhase, VerifyStatus};
 use replicator_core::units::NodeId;
@@ -16,10 +18,7 @@ fn state(world: &World, node: usize) -> VerifyStatus {
 }
 
 fn is_over(world: &World, node: usize) -> bool {
-    matches!(
-        state(world, node).phase,
-        VerifyPhase::Done | VerifyPhase::Stopped | VerifyPhase::Interrupted(_)
-    )
+    matches!(state(world, node).phase, VerifyPhase::Done | VerifyPhase::Stopped | VerifyPhase::Interrupted(_))
 }
 
 fn begin(world: &mut World, repair: bool, trust: Option<u8>) {
@@ -73,7 +72,7 @@ fn equal_copies_are_found_equal_under_every_load() {
                 world.client();
                 writes += 1;
             }
-            if !world.step() {
+            if !world.step() || world.random.percent(3) {
                 world.pass_time();
             }
             assert!(writes < 100_000, "a verify ends however much clients write");
@@ -182,8 +181,7 @@ fn a_verify_ends_with_its_copies_and_is_stopped_by_its_operator() {
     assert!(state(&world, 0).peers[0].lost.is_some());
     let alone = world.admin(0, AdminAction::Verify { repair: false, trust: None }).unwrap_err();
     assert!(alone.to_string().contains("nothing to compare"), "{alone}");
-    let elsewhere = world.start(1);
-    let () = elsewhere;
+    world.start(1);
     quiet(&mut world);
     let wrong = world.admin(1, AdminAction::Verify { repair: false, trust: None }).unwrap_err();
     assert!(wrong.to_string().contains("on the Primary"), "{wrong}");
@@ -195,7 +193,7 @@ fn a_verify_ends_with_its_copies_and_is_stopped_by_its_operator() {
 fn a_verify_meets_the_death_of_either_node_at_any_point() {
     for seed in 0..40 {
         let mut world = filled(400 + seed, &Setup { sectors: 1024, ..setup() });
-        world.nodes[1].disk.rot(90 * BLOCK);
+        world.nodes[1].disk.spoil(90 * BLOCK);
         begin(&mut world, true, None);
         for _ in 0..seed * 5 {
             if world.random.percent(20) {
@@ -315,7 +313,7 @@ fn a_read_error_at_the_wrong_moment_is_tried_again() {
     let mut world = filled(9, &Setup { sectors: 1024, ..setup() });
     let mut left = 30;
     world.fates = Box::new(move |io, _, random| {
-        let is_read = matches!(io, holdfast_simulator::node::Io::ReadDisk { .. });
+        let is_read = matches!(io, Io::ReadDisk { .. });
         if left > 0 && is_read && random.percent(30) {
             left -= 1;
             return Fate::Fails(5);
@@ -327,4 +325,38 @@ fn a_read_error_at_the_wrong_moment_is_tried_again() {
     assert_eq!(status.phase, VerifyPhase::Done);
     assert!(blocks(&status, 0).is_empty());
     quiet(&mut world);
+}
+
+#[test]
+fn a_disk_that_hangs_leaves_the_set_and_what_it_does_late_harms_nobody() {
+    for node in 0..2 {
+        let mut world = filled(10 + node as u64, &Setup { disk_timeout_ms: 2000, ..setup() });
+        world.fates = Box::new(move |io, of, _| match io {
+            Io::WriteDisk { .. } | Io::SyncJournal { .. } if of == node => Fate::Hangs(60_000 * MS),
+            _ => Fate::Done,
+        });
+        for n in 0..50 {
+            world.write(0, n..n + 3, false);
+            world.run_ms(10);
+        }
+        world.run_until("the copy is failed", |world| {
+            world.status(node).unwrap().disk_state == DiskState::Failed
+        });
+        if node == 1 {
+            world.run_until("the Primary goes on", |world| world.waiting() == 0);
+        }
+        world.fates = Box::new(|_, _, _| Fate::Done);
+        // What hung ends now.
+        world.run_ms(70_000);
+        assert_eq!(world.status(node).unwrap().disk_state, DiskState::Failed);
+        world.kill(node);
+        world.start(node);
+        if node == 0 {
+            world.run_ms(4000);
+            world.promote(1, true).unwrap();
+        }
+        world.run_ms(1000);
+        world.admin(node, AdminAction::Invalidate).unwrap();
+        quiet(&mut world);
+    }
 }
