@@ -38,6 +38,8 @@ pub(crate) enum Command {
     Shrink(ShrinkArgs),
     /// Give up the data of this node's copy, and have it written anew by the primary
     Invalidate(InvalidateArgs),
+    /// Compare the other copies of a volume with the primary's, while it is in use. Exit code 3 if they differ
+    Verify(VerifyArgs),
     /// Make a volume that is served on this node a block device, /dev/nbdN or /dev/ublkbN
     Attach(AttachArgs),
     /// End the block device of a volume
@@ -233,6 +235,30 @@ pub(crate) struct InvalidateArgs {
     /// Yes: what only this copy holds is lost
     #[arg(long)]
     pub(crate) discard_my_data: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `verify`.
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// The volume
+    pub(crate) volume: String,
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+    /// Write anew what differs: from the copy that the journal proves right, or else from the trusted one
+    #[arg(long)]
+    pub(crate) repair: bool,
+    /// Whose copy is right where nothing proves it; blocks of the others are overwritten [default: the primary's]
+    #[arg(long, value_name = "NODE", requires = "repair")]
+    pub(crate) trust: Option<String>,
+    /// Wait until it has ended, and show what it found
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// End the one under way
+    #[arg(long, conflicts_with_all = ["repair", "wait"])]
+    pub(crate) stop: bool,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -464,6 +490,9 @@ mod tests {
             "holdfast demote r0",
             "holdfast shrink r0 --remove b",
             "holdfast invalidate r0 --control /s --discard-my-data --json",
+            "holdfast verify r0",
+            "holdfast verify r0 --control /s --repair --trust b --wait --json",
+            "holdfast verify r0 --stop",
             "holdfast attach r0",
             "holdfast attach r0 /dev/nbd0 --control /s --follow --connections 4 --dead-time 30s --request-timeout 5s",
             "holdfast attach r0 --config f --node a --read-only --block-size 4096 --json",
@@ -495,6 +524,8 @@ mod tests {
             ("holdfast shrink r0", "--remove"),
             ("holdfast status --control /s --config f", "cannot be used with"),
             ("holdfast status --node a", "--config"),
+            ("holdfast verify r0 --trust b", "--repair"),
+            ("holdfast verify r0 --stop --wait", "cannot be used with"),
             ("holdfast attach", "--status"),
             ("holdfast attach r0 --status", "cannot be used with"),
             ("holdfast attach r0 --connections 0", "1..=16"),

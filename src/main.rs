@@ -1,5 +1,5 @@
 //! The `holdfast` command. What each subcommand does lies in its own file; here are only the ways to end:
-//! 0 done, 1 failed or refused, 2 used wrongly, 3 inspected and found damaged.
+//! 0 done, 1 failed or refused, 2 used wrongly, 3 looked at and found damaged, or different.
 
 mod attach;
 mod cli;
@@ -20,6 +20,7 @@ mod signals;
 mod status;
 mod table;
 mod target;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -27,7 +28,7 @@ use clap::Parser;
 
 use cli::{Cli, Command};
 
-/// `inspect` has read a replica, and it is damaged.
+/// `inspect` has read a replica, and it is damaged; `verify` has found that copies differ.
 const EXIT_DAMAGED: u8 = 3;
 
 fn main() -> ExitCode {
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         Command::Demote(arguments) => role::demote(&arguments),
         Command::Shrink(arguments) => role::shrink(&arguments),
         Command::Invalidate(arguments) => role::invalidate(&arguments),
+        Command::Verify(arguments) => verify::run(&arguments),
         Command::Attach(arguments) => attach::attach(&arguments),
         Command::Detach(arguments) => attach::detach(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
@@ -54,7 +56,8 @@ fn main() -> ExitCode {
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             output::complain(&error);
-            let is_damage = error.downcast_ref::<inspect::Damaged>().is_some();
+            let is_damage = error.downcast_ref::<inspect::Damaged>().is_some()
+                || error.downcast_ref::<verify::Differs>().is_some();
             if is_damage { ExitCode::from(EXIT_DAMAGED) } else { ExitCode::FAILURE }
         }
     }

@@ -141,6 +141,9 @@ fn render_volume(volume: &VolumeReport, style: Style) -> String {
         };
         let _ = writeln!(out, "  ublk    /dev/ublkb{}{state}", ublk.index);
     }
+    if let Some(verify) = &replica.verify {
+        let _ = write!(out, "  {}", crate::verify::render(verify).replace("\n  ", "\n    "));
+    }
     for uri in &volume.nbd {
         let _ = writeln!(out, "  nbd     {uri}");
     }

@@ -276,6 +276,10 @@ impl JournalReader for BlockingReader<'_> {
     fn sync(&mut self) -> Result<(), Errno> {
         self.journal.sync()
     }
+
+    fn rewrite(&mut self, device_offset: u64, bytes: &[u8]) -> Result<(), Errno> {
+        self.journal.write_at(device_offset, bytes)
+    }
 }
 
 #[cfg(test)]

@@ -9,3 +9,4 @@ mod hostile;
 mod kill;
 mod messages;
 mod resync;
+mod verify;

@@ -78,6 +78,7 @@ fn config(node: u8) -> Config {
         sync_interval_ms: 10,
         ping_interval_ms: 500,
         peer_timeout_ms: 3000,
+        disk_timeout_ms: 30_000,
         checkpoint_bytes: CHECKPOINT_BYTES,
         send_window_bytes: 8 << 20,
     }

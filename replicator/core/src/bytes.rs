@@ -42,6 +42,13 @@ impl<'a> Reader<'a> {
         Ok(*head)
     }
 
+    /// The next `count` bytes, whatever they are.
+    pub fn raw(&mut self, count: usize) -> Result<&'a [u8], Short> {
+        let (head, rest) = self.bytes.split_at_checked(count).ok_or(Short)?;
+        self.bytes = rest;
+        Ok(head)
+    }
+
     /// Passes over `count` bytes.
     pub fn skip(&mut self, count: usize) -> Result<(), Short> {
         self.bytes = self.bytes.get(count..).ok_or(Short)?;

@@ -214,6 +214,20 @@ pub enum Report {
         /// What it said.
         errno: Errno,
     },
+    /// How a verify goes, or went.
+    Verify(String),
+    /// A block of the backing disk cannot be read.
+    Unreadable {
+        /// Which block of 4096 bytes.
+        block: u64,
+    },
+    /// It was written anew with what another replica holds.
+    Mended {
+        /// Which block of 4096 bytes.
+        block: u64,
+        /// Whose.
+        from: NodeId,
+    },
     /// The backing disk has no space: what is to be applied waits in the journal.
     DiskFull,
     /// It has some again.

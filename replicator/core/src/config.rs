@@ -61,6 +61,8 @@ pub struct Config {
     pub ping_interval_ms: u64,
     /// A peer from which nothing came for so long is gone.
     pub peer_timeout_ms: u64,
+    /// A disk or journal that answers nothing for so long counts as failed; 0 waits for ever.
+    pub disk_timeout_ms: u64,
     /// Bytes applied after which a checkpoint is taken.
     pub checkpoint_bytes: u64,
     /// Bytes that may be under way to one peer.

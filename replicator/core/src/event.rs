@@ -233,6 +233,15 @@ pub enum AdminAction {
     },
     /// Serve no more, with everything durable at the members.
     Release,
+    /// Compare the other copies with the one here, block by block.
+    Verify {
+        /// Write anew what differs.
+        repair: bool,
+        /// Whose copy is right where nothing proves which one is; `None` is the Primary's.
+        trust: Option<NodeId>,
+    },
+    /// End the verify under way.
+    StopVerify,
     /// Discard the data here: the copy is written anew by whoever is, or becomes, Primary.
     Invalidate,
     /// Stop in order: everything journaled synced, applied as far as allowed, superblock clean.

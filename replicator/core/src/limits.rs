@@ -35,6 +35,10 @@ pub const BLOCKS_BYTES_MAX: usize = PAGE_BYTES + WORD_BYTES as usize;
 pub const ITEMS_WAITING_MAX: usize = 8;
 /// Items of blocks that may be written at a target and not known to be durable.
 pub const ITEMS_UNDURABLE_MAX: usize = 512;
+/// Words of a volume that a verify compares at one time.
+pub const VERIFY_WORDS_MAX: usize = 16;
+/// Questions of a verify or a repair that may wait at a Secondary: a word's blocks to write, and the rest.
+pub const VISITS_MAX: usize = 4 * WORD_BLOCKS as usize + 2 * VERIFY_WORDS_MAX;
 /// Largest volume: 1 PiB.
 pub const VOLUME_BYTES_MAX: u64 = 1 << 50;
 
@@ -42,5 +46,6 @@ const _: () = assert!(FRAME_PAYLOAD_BYTES_MAX.is_multiple_of(PAGE_BYTES));
 const _: () = assert!(GATHER_BYTES_MAX <= GATHER_FRAME_BYTES);
 const _: () = assert!(GATHER_FRAME_BYTES <= FRAME_PAYLOAD_BYTES_MAX);
 const _: () = assert!(MESSAGE_BODY_BYTES_MAX >= 32 + 16 * WORD_BLOCKS as usize);
+const _: () = assert!(MESSAGE_BODY_BYTES_MAX >= 64 + crate::dirty::BLOCK_BYTES as usize);
 const _: () = assert!(BLOCKS_BYTES_MAX <= FRAME_BYTES_MAX);
 const _: () = assert!(RING_BYTES_MIN > 8 * FRAME_BYTES_MAX as u64 + RING_RESERVE_BYTES);

@@ -29,6 +29,14 @@ pub trait JournalReader {
     /// # Errors
     /// What the device said.
     fn sync(&mut self) -> Result<(), Errno>;
+    /// Writes bytes again that were just read there. Whoever only looks leaves it out.
+    ///
+    /// # Errors
+    /// What the device said.
+    fn rewrite(&mut self, device_offset: u64, bytes: &[u8]) -> Result<(), Errno> {
+        let _ = (device_offset, bytes);
+        Ok(())
+    }
 }
 
 /// What recovery found; the machine starts from it.
@@ -93,6 +101,9 @@ pub fn recover(
     let mut scan = Scan::new(superblock, layout, reader);
     scan.run()?;
     scan.check_for_rot()?;
+    if !superblock.clean {
+        scan.settle()?;
+    }
     let Scan { log, stable, history, .. } = scan;
     let mut superblock = *superblock;
     let survived = superblock.clean || (superblock.boot_id == boot_id && !superblock.volatile_acks);
@@ -258,6 +269,27 @@ impl<'a, R: JournalReader> Scan<'a, R> {
         self.stable = self.stable.max(local.stable).max(header.stable);
         self.known_durable = self.known_durable.max(local.durable);
         self.log.recover(header, local.ring_offset, local.stable);
+    }
+
+    /// Makes durable what is not known to be. A sync that succeeds says nothing of what an earlier one failed to store:
+    /// the process may have died before it could note that its journal failed. So these frames are written again.
+    fn settle(&mut self) -> Result<(), RecoverError> {
+        let known = self.known_durable;
+        let unsure: Vec<(RingOffset, usize)> = (self.log.first_unapplied()..self.log.next_number())
+            .filter_map(|number| self.log.frame(number))
+            .filter(|frame| frame.last() > known || (frame.entries == 0 && frame.last() == known))
+            .map(|frame| (frame.ring_offset, frame.total_bytes as usize))
+            .collect();
+        for (offset, bytes) in &unsure {
+            self.read(*offset, 0, *bytes)?;
+            let device_offset = self.log.layout.device_offset(*offset);
+            let outcome = self.reader.rewrite(device_offset, &self.bytes[..*bytes]);
+            outcome.map_err(|errno| RecoverError::Device { device_offset, errno })?;
+        }
+        if !unsure.is_empty() {
+            self.reader.sync().map_err(|errno| RecoverError::Device { device_offset: 0, errno })?;
+        }
+        Ok(())
     }
 
     /// Looks behind the end of the log, as far as unsynced frames can lie, for marks which say that what ends it

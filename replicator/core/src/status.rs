@@ -114,6 +114,81 @@ impl Progress {
     }
 }
 
+/// What a verify is doing, or how it ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VerifyPhase {
+    /// Copies are compared.
+    Comparing,
+    /// The journal is searched for what proves which copy is right.
+    Proving,
+    /// What differs is written anew.
+    Repairing,
+    /// It went through to its end.
+    Done,
+    /// An operator ended it.
+    Stopped,
+    /// It ended for this reason.
+    Interrupted(String),
+}
+
+/// Which of two different blocks is right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// Nothing tells.
+    None,
+    /// The journal proves the Primary's.
+    Primary,
+    /// The journal proves the other one.
+    Peer,
+    /// The journal holds something else: neither is.
+    Neither,
+}
+
+/// A run of blocks that differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// The first block of 4096 bytes.
+    pub block: u64,
+    /// How many.
+    pub blocks: u64,
+    /// What is known of who is right.
+    pub proof: Proof,
+}
+
+/// What a verify knows of one other copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VerifiedPeer {
+    /// Whose.
+    pub node: NodeId,
+    /// Why it was not compared to the end, if it was not.
+    pub lost: Option<String>,
+    /// Blocks that differ now.
+    pub differing_blocks: u64,
+    /// Those that were found and are equal by now, written anew or not.
+    pub settled_blocks: u64,
+    /// Blocks that could not be read there when they were compared.
+    pub unreadable_blocks: u64,
+    /// The blocks that differ now, as far as they fit in here.
+    pub differences: Vec<Difference>,
+}
+
+/// A verify.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VerifyStatus {
+    /// What it is doing.
+    pub phase: VerifyPhase,
+    /// Whether it writes anew what differs.
+    pub repair: bool,
+    /// Whose copy it trusts where nothing proves which one is right.
+    pub trust: NodeId,
+    /// Blocks of 4 KiB to compare, those compared, time, and the rate allowed.
+    pub progress: Progress,
+    /// Blocks that cannot be read here, nor from another replica.
+    pub unreadable_blocks: u64,
+    /// The other copies.
+    pub peers: Vec<VerifiedPeer>,
+}
+
 /// Things counted since the process started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -137,6 +212,10 @@ pub struct Counters {
     pub checkpoints: u64,
     /// Bytes of blocks sent in resyncs.
     pub resync_bytes: u64,
+    /// Blocks of the backing disk that could not be read.
+    pub unreadable_blocks: u64,
+    /// Blocks here that were written anew with what another replica holds.
+    pub mended_blocks: u64,
 }
 
 /// What a Primary would have changed in its in-sync set, by whoever decides that.
@@ -210,6 +289,10 @@ pub struct Status {
     pub arena_bytes: u64,
     /// Bad superblock copies found and repaired so far.
     pub superblock_repairs: u64,
+    /// The verify under way or the last one, at the Primary that began it.
+    pub verify: Option<VerifyStatus>,
+    /// Blocks here of which a verify said that they differ from the Primary's, and that were not written anew since.
+    pub found_blocks: u64,
     /// The other replicas.
     pub peers: Vec<PeerStatus>,
     /// Things counted.

@@ -220,6 +220,7 @@ impl Cluster {
             sync_interval_ms: tuning.sync_interval_ms,
             ping_interval_ms: tuning.ping_interval_ms,
             peer_timeout_ms: tuning.peer_timeout_ms,
+            disk_timeout_ms: tuning.disk_timeout_ms,
             checkpoint_bytes: checkpoint_bytes(volume, replica),
             send_window_bytes: tuning.send_window_bytes,
         }

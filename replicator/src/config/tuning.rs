@@ -43,6 +43,8 @@ pub struct Tuning {
     pub ping_interval_ms: u64,
     /// A peer from which nothing came for so long is gone.
     pub peer_timeout_ms: u64,
+    /// A disk or journal that answers nothing for so long counts as failed; 0 waits for ever.
+    pub disk_timeout_ms: u64,
     /// Bytes applied after which a checkpoint is taken; `None` is 64 MiB, or a quarter of a small ring.
     pub checkpoint_bytes: Option<u64>,
     /// Bytes that may be under way to one peer.
@@ -65,6 +67,7 @@ impl Default for Tuning {
             sync_interval_ms: 10,
             ping_interval_ms: 500,
             peer_timeout_ms: 3000,
+            disk_timeout_ms: 30_000,
             checkpoint_bytes: None,
             send_window_bytes: 8 << 20,
             frames_in_flight_max: 2,
@@ -178,6 +181,16 @@ impl Tuning {
                 problems.error(
                     &time.span,
                     "`sync-interval` is out of range; it may be \"1ms\" to \"1min\"",
+                    None,
+                );
+            }
+        }
+        if let Some(time) = section.duration_ms("disk-timeout", problems) {
+            self.disk_timeout_ms = time.value;
+            if time.value != 0 && !(1000..=3_600_000).contains(&time.value) {
+                problems.error(
+                    &time.span,
+                    "`disk-timeout` is out of range; it may be \"1s\" to \"1h\", or \"0s\" to wait for ever",
                     None,
                 );
             }

@@ -16,6 +16,7 @@ pub(super) fn problems(facts: &Facts, report: &VolumeReport) -> Vec<Advice> {
     let own = facts.name();
     let mut list = Vec::new();
     disk(&report.name, replica, &mut list);
+    verified(&report.name, &own, replica, &mut list);
     service(&report.name, &own, replica, &mut list);
     for peer in &replica.peers {
         list.extend(peer_problem(&report.name, &own, replica, peer));
@@ -40,6 +41,52 @@ pub(super) fn silent(volume: &str, error: &str) -> Advice {
         "read the replicator's log, then restart it; `holdfast inspect {volume}` reads the replica at rest"
     );
     failure(format!("the replica gives no status: {error}"), Some(cure))
+}
+
+/// What the last verify says, as long as it says it.
+fn verified(volume: &str, own: &str, replica: &ReplicaReport, list: &mut Vec<Advice>) {
+    if replica.found_bytes > 0 {
+        let blocks = replica.found_bytes / 4096;
+        let text = format!("a verify found that {blocks} blocks of this copy differ from the primary's");
+        let cure = format!(
+            "on the primary: holdfast status {volume} lists them, holdfast verify {volume} --repair writes them anew"
+        );
+        list.push(failure(text, Some(cure)));
+    }
+    if replica.counters.unreadable_blocks > 0 {
+        let text = format!(
+            "the backing disk could not read {} blocks; {} were written anew with what another replica holds",
+            replica.counters.unreadable_blocks, replica.counters.mended_blocks
+        );
+        let cure = "look for its errors (smartctl, dmesg): a disk that begins so often goes on so";
+        list.push(warning(text, Some(cure.into())));
+    }
+    let Some(verify) = &replica.verify else { return };
+    if !verify.is_over() {
+        let what = if verify.phase == "comparing" { describe(&verify.progress) } else { String::new() };
+        list.push(note(format!("a verify is {}{what}", verify.phase), None));
+        return;
+    }
+    for peer in verify.peers.iter().filter(|peer| peer.differing_bytes > 0) {
+        let (name, blocks) = (&peer.node, peer.differing_bytes / 4096);
+        let text = format!("the copies of {own} and {name} differ in {blocks} blocks");
+        let proven = peer.differences.iter().filter_map(|run| run.right.as_deref()).next();
+        let cure = match proven {
+            Some(_) => format!(
+                "holdfast verify {volume} --repair: where the journal proves who is right that one counts, elsewhere {own}; \
+                 --trust {name} if {name} is the right one"
+            ),
+            None => format!(
+                "nothing proves which one is right. To keep {own}'s: holdfast verify {volume} --repair; to keep \
+                 {name}'s, add --trust {name}"
+            ),
+        };
+        list.push(failure(text, Some(cure)));
+    }
+    if verify.unreadable_bytes > 0 {
+        let text = format!("{} bytes can be read neither here nor elsewhere", verify.unreadable_bytes);
+        list.push(failure(text, Some("restore them from a backup; writing them makes them readable".into())));
+    }
 }
 
 fn disk(volume: &str, replica: &ReplicaReport, list: &mut Vec<Advice>) {

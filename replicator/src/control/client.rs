@@ -15,7 +15,7 @@ use tokio::net::UnixStream;
 
 use super::json::{
     AttachUblk, BreakUblk, Demote, Done, Failure, FailureReason, Invalidate, Lease, NodeStatus, OpenEpoch,
-    Promote, Release, Seal, Sealed, Shrink, TellRecord, Version, VolumeReport,
+    Promote, Release, Seal, Sealed, Shrink, StartVerify, TellRecord, Version, VolumeReport,
 };
 
 /// Bytes of an answer.
@@ -204,6 +204,14 @@ impl Client {
     /// If there is no answer, or it is a no.
     pub fn release(&self, volume: &str) -> Result<Done, ClientError> {
         self.ask(Method::POST, &route(volume, "/release"), &Release {})
+    }
+
+    /// Begins a verify, or ends one.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is a no.
+    pub fn verify(&self, volume: &str, request: &StartVerify) -> Result<Done, ClientError> {
+        self.ask(Method::POST, &route(volume, "/verify"), request)
     }
 
     /// Where it asks.

@@ -2,7 +2,8 @@
 //! not change what programs outside read. States are in DRBD's words.
 
 use replicator_core::dirty::BLOCK_BYTES;
-use replicator_core::status::{Counters, PeerStatus, Progress};
+use replicator_core::status::{Counters, Difference, PeerStatus, Progress, Proof, VerifyPhase, VerifyStatus};
+use replicator_core::units::NodeId;
 use replicator_core::wire::message::Ack;
 use serde::{Deserialize, Serialize};
 
@@ -139,10 +140,63 @@ pub struct ReplicaReport {
     pub ring_flags: String,
     /// Whether the process has locked its memory.
     pub memory_locked: bool,
+    /// The verify under way or the last one, at the primary that began it.
+    pub verify: Option<VerifyReport>,
+    /// Bytes here of which a verify said that they differ from the primary's, and that were not written anew since.
+    pub found_bytes: u64,
     /// The other replicas.
     pub peers: Vec<PeerReport>,
     /// Things counted since the process started.
     pub counters: CountersReport,
+}
+
+/// A verify.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyReport {
+    /// `comparing`, `proving` (reading the journal for who is right), `repairing`, `done`, `stopped` or `interrupted`.
+    pub phase: String,
+    /// Why it was interrupted, if it was.
+    pub reason: Option<String>,
+    /// Whether it writes anew what differs.
+    pub repair: bool,
+    /// The node whose copy it trusts where nothing proves which one is right.
+    pub trust: String,
+    /// How far it is.
+    pub progress: ResyncReport,
+    /// Seconds it took, or takes so far.
+    pub seconds: u64,
+    /// Bytes that cannot be read here, nor from another replica.
+    pub unreadable_bytes: u64,
+    /// The copies that are compared.
+    pub peers: Vec<VerifiedPeerReport>,
+}
+
+/// What a verify knows of one copy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifiedPeerReport {
+    /// Name of its node.
+    pub node: String,
+    /// Why it was not compared to the end, if it was not.
+    pub lost: Option<String>,
+    /// Bytes that differ now, in whole blocks of 4096.
+    pub differing_bytes: u64,
+    /// Those that were found and are equal by now.
+    pub settled_bytes: u64,
+    /// Bytes that could not be read there when they were compared.
+    pub unreadable_bytes: u64,
+    /// Where it differs now; the first thousand runs.
+    pub differences: Vec<DifferenceReport>,
+}
+
+/// A run of bytes that differ.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DifferenceReport {
+    /// First byte in the volume, a multiple of 4096.
+    pub offset: u64,
+    /// Bytes, in whole blocks of 4096.
+    pub length: u64,
+    /// The node that the journal proves right, if it proves one; `neither` if it proves both wrong.
+    pub right: Option<String>,
 }
 
 /// Who writes and who holds every acknowledged write.
@@ -258,6 +312,10 @@ pub struct CountersReport {
     pub checkpoints: u64,
     /// Bytes of blocks sent in resyncs.
     pub resync_bytes: u64,
+    /// Blocks of 4096 bytes of the backing disk that could not be read.
+    pub unreadable_blocks: u64,
+    /// Blocks here that were written anew with what another replica holds.
+    pub mended_blocks: u64,
 }
 
 /// Body of `POST .../promote`.
@@ -324,6 +382,21 @@ pub struct AttachUblk {
 pub struct BreakUblk {
     /// N of `/dev/ublkbN`.
     pub index: u32,
+}
+
+/// Body of `POST .../verify`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StartVerify {
+    /// Write anew what differs.
+    #[serde(default)]
+    pub repair: bool,
+    /// Name of the node whose copy is right where nothing proves which one is; absent: the primary.
+    #[serde(default)]
+    pub trust: Option<String>,
+    /// End the verify under way instead.
+    #[serde(default)]
+    pub stop: bool,
 }
 
 /// Body of `POST .../invalidate`.
@@ -491,10 +564,63 @@ impl ReplicaReport {
             backends: status.backends.clone(),
             ring_flags: status.ring_flags.clone(),
             memory_locked: status.memory_locked,
+            verify: core.verify.as_ref().map(|verify| VerifyReport::new(facts, core.node, verify)),
+            found_bytes: core.found_blocks * BLOCK_BYTES,
             peers: core.peers.iter().map(|peer| PeerReport::new(facts, volume, peer)).collect(),
             counters: CountersReport::from(core.counters),
         }
     }
+}
+
+impl VerifyReport {
+    fn new(facts: &Facts, primary: NodeId, verify: &VerifyStatus) -> Self {
+        let (phase, reason) = match &verify.phase {
+            VerifyPhase::Comparing => ("comparing", None),
+            VerifyPhase::Proving => ("proving", None),
+            VerifyPhase::Repairing => ("repairing", None),
+            VerifyPhase::Done => ("done", None),
+            VerifyPhase::Stopped => ("stopped", None),
+            VerifyPhase::Interrupted(reason) => ("interrupted", Some(facts.with_names(reason))),
+        };
+        let peers = verify.peers.iter().map(|peer| VerifiedPeerReport {
+            node: facts.name_of(peer.node),
+            lost: peer.lost.as_deref().map(|reason| facts.with_names(reason)),
+            differing_bytes: peer.differing_blocks * BLOCK_BYTES,
+            settled_bytes: peer.settled_blocks * BLOCK_BYTES,
+            unreadable_bytes: peer.unreadable_blocks * BLOCK_BYTES,
+            differences: peer
+                .differences
+                .iter()
+                .map(|run| difference(facts, primary, peer.node, run))
+                .collect(),
+        });
+        Self {
+            phase: phase.to_owned(),
+            reason,
+            repair: verify.repair,
+            trust: facts.name_of(verify.trust),
+            progress: ResyncReport::from(verify.progress),
+            seconds: verify.progress.elapsed_ms / 1000,
+            unreadable_bytes: verify.unreadable_blocks * BLOCK_BYTES,
+            peers: peers.collect(),
+        }
+    }
+
+    /// Whether it has ended, however it did.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        matches!(self.phase.as_str(), "done" | "stopped" | "interrupted")
+    }
+}
+
+fn difference(facts: &Facts, primary: NodeId, peer: NodeId, run: &Difference) -> DifferenceReport {
+    let right = match run.proof {
+        Proof::None => None,
+        Proof::Primary => Some(facts.name_of(primary)),
+        Proof::Peer => Some(facts.name_of(peer)),
+        Proof::Neither => Some("neither".to_owned()),
+    };
+    DifferenceReport { offset: run.block * BLOCK_BYTES, length: run.blocks * BLOCK_BYTES, right }
 }
 
 impl PeerReport {
@@ -551,6 +677,8 @@ impl From<Counters> for CountersReport {
             disk_writes: counters.disk_writes,
             checkpoints: counters.checkpoints,
             resync_bytes: counters.resync_bytes,
+            unreadable_blocks: counters.unreadable_blocks,
+            mended_blocks: counters.mended_blocks,
         }
     }
 }

@@ -23,7 +23,7 @@ use super::activity::Activity;
 use super::facts::Facts;
 use super::json::{
     AttachUblk, BreakUblk, Demote, Done, Failure, FailureReason, Invalidate, Lease, NodeStatus, OpenEpoch,
-    Promote, Release, Seal, Sealed, Shrink, TellRecord, Version, VolumeReport,
+    Promote, Release, Seal, Sealed, Shrink, StartVerify, TellRecord, Version, VolumeReport,
 };
 use crate::error::VolumeError;
 
@@ -61,6 +61,7 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/volumes/{volume}/record", post(record))
         .route("/v1/volumes/{volume}/lease", post(lease))
         .route("/v1/volumes/{volume}/release", post(release))
+        .route("/v1/volumes/{volume}/verify", post(verify))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(from_fn(take_body))
@@ -165,6 +166,20 @@ async fn shrink(
     let request: Shrink = parse(&body)?;
     let node = node_of(&shared, &request.node)?;
     act(&shared, &name, AdminAction::Shrink { node }).await
+}
+
+async fn verify(
+    State(shared): AppState,
+    VolumeName(name): VolumeName,
+    body: Bytes,
+) -> Result<Json<Done>, Refusal> {
+    let request: StartVerify = parse(&body)?;
+    let trust = request.trust.as_deref().map(|node| node_of(&shared, node)).transpose()?;
+    let action = match request.stop {
+        true => AdminAction::StopVerify,
+        false => AdminAction::Verify { repair: request.repair, trust },
+    };
+    act(&shared, &name, action).await
 }
 
 fn node_of(shared: &Shared, name: &str) -> Result<NodeId, Refusal> {

@@ -123,6 +123,8 @@ fn healthy() -> Status {
         arena_used_bytes: 4096,
         arena_bytes: 64 << 20,
         superblock_repairs: 0,
+        verify: None,
+        found_blocks: 0,
         peers: vec![PeerStatus {
             node: beta,
             protocol: Protocol::C,

@@ -463,6 +463,17 @@ impl Driver {
                 log.line("the backing disk has no space left: what is to be applied waits in the journal");
             }
             Report::DiskHasSpace => log.line("the backing disk has space again"),
+            Report::Verify(text) => log.line(names.in_text(text)),
+            Report::Unreadable { block } => {
+                log.line(format_args!(
+                    "the backing disk cannot read block {block}, at byte {}",
+                    block * 4096
+                ));
+            }
+            Report::Mended { block, from } => {
+                let from = names.of(*from);
+                log.line(format_args!("block {block} was written anew with what {from} holds"));
+            }
         }
         if matches!(report, Report::Role(_) | Report::Record(_)) {
             // What this replica says of itself has changed, and with it perhaps what a peer refuses.

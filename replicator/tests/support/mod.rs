@@ -50,6 +50,7 @@ fn options(dir: &Path, node: u8, addresses: &[SocketAddr], protocol: Protocol) -
             sync_interval_ms: 50,
             ping_interval_ms: 500,
             peer_timeout_ms: 3000,
+            disk_timeout_ms: 30_000,
             checkpoint_bytes: 16 << 20,
             send_window_bytes: 8 << 20,
         },

@@ -29,7 +29,8 @@ impl Leases {
     pub fn told(&mut self, node: usize, action: AdminAction) {
         let (epoch, end) = match action {
             AdminAction::OpenEpoch(reign) => (reign.epoch, reign.lease_end),
-            AdminAction::Lease { epoch, end } => (epoch, Some(end)),
+            // For another reign than the one that has begun it is none.
+            AdminAction::Lease { epoch, end } if epoch == self.ends[node].0 => (epoch, Some(end)),
             AdminAction::Promote { force: true, .. } => return self.is_void = true,
             _ => return,
         };

@@ -525,8 +525,9 @@ impl Ledger {
             let Some(id) = sector_id(part, sector) else {
                 broken("applied-garbage", format!("node {x} writes to sector {sector} what nobody wrote"));
             };
-            // Blocks of a resync may hold zeros, too.
-            if id == before || (id == 0 && self.replicas[x].is_mixed) {
+            // Blocks of a resync or a repair may hold zeros, too; a repair writes one block at a time.
+            let is_block = bytes.len() == 4096 && offset.is_multiple_of(4096);
+            if id == before || (id == 0 && (self.replicas[x].is_mixed || is_block)) {
                 continue;
             }
             before = id;

@@ -28,4 +28,5 @@ pub mod play;
 pub mod random;
 pub mod rule;
 pub mod run;
+pub mod scrub;
 pub mod world;

@@ -160,6 +160,11 @@ impl JournalReader for Reader<'_> {
         self.0.sync(covered);
         Ok(())
     }
+
+    fn rewrite(&mut self, device_offset: u64, bytes: &[u8]) -> Result<(), Errno> {
+        self.0.write(device_offset, bytes);
+        Ok(())
+    }
 }
 
 impl Node {

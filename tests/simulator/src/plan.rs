@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use replicator_core::config::{OnPeerLoss, Protocol};
 
 use crate::random::Random;
+use crate::scrub;
 use crate::world::{Clock, Setup};
 
 /// What may go wrong.
@@ -147,6 +148,8 @@ pub struct Plan {
     /// In how many of a thousand rare moments something strikes.
     pub bias_permille: u64,
     pub clocks: Vec<Clock>,
+    /// In how many of 100,000 steps a verify is asked for.
+    pub verify_chance: u64,
     /// All lose power once more at the end.
     pub ends_dark: bool,
 }
@@ -177,6 +180,7 @@ impl Plan {
             chances,
             bias_permille: *pick(&mut random, &[0, 5, 20, 60]),
             clocks,
+            verify_chance: scrub::draw_chance(seed),
             ends_dark: random.percent(30),
             setup,
         }

@@ -22,6 +22,7 @@ use crate::node::{Io, StartError};
 use crate::plan::{Fault, Plan};
 use crate::random::Random;
 use crate::rule::broken;
+use crate::scrub;
 use crate::world::{Fate, MS, Moment, World};
 
 /// How long everything may take to be well again, in virtual time.
@@ -154,6 +155,7 @@ impl Run {
         }
         self.calm();
         self.recover();
+        scrub::check(&mut self.world);
         if self.plan.ends_dark {
             (0..self.world.nodes.len())
                 .filter(|n| !self.lost[*n])
@@ -195,6 +197,9 @@ impl Run {
             self.world.client();
         }
         self.chance_strikes();
+        if let Some((node, action)) = scrub::wish(&mut self.world, self.plan.verify_chance) {
+            self.ask(node, action);
+        }
         self.bring_back();
         if self.world.random.percent(3) || !self.world.step() {
             self.world.pass_time();

@@ -78,6 +78,7 @@ pub struct Setup {
     pub ring_start: u64,
     pub arena_bytes: usize,
     pub checkpoint_bytes: u64,
+    pub disk_timeout_ms: u64,
     pub sync_interval_ms: u64,
     pub send_window_bytes: u64,
     pub frames_in_flight_max: u32,
@@ -98,6 +99,7 @@ impl Default for Setup {
             ring_start: 0,
             arena_bytes: 8 << 20,
             checkpoint_bytes: 256 << 10,
+            disk_timeout_ms: 30_000,
             sync_interval_ms: 10,
             send_window_bytes: 2 << 20,
             frames_in_flight_max: 2,
@@ -223,6 +225,7 @@ fn config(setup: &Setup, node: usize) -> Config {
         sync_interval_ms: setup.sync_interval_ms,
         ping_interval_ms: 500,
         peer_timeout_ms: 3000,
+        disk_timeout_ms: setup.disk_timeout_ms,
         checkpoint_bytes: setup.checkpoint_bytes,
         send_window_bytes: setup.send_window_bytes,
     }

@@ -65,6 +65,7 @@ impl Rig {
             sync_interval_ms: 10,
             ping_interval_ms: 500,
             peer_timeout_ms: 3000,
+            disk_timeout_ms: 30_000,
             checkpoint_bytes: 64 << 10,
             send_window_bytes: 2 << 20,
         };

@@ -18,7 +18,7 @@ const BATCH_FRAMES_MAX: u64 = 64;
 /// Bytes one batch may have.
 const BATCH_BYTES_MAX: u64 = 8 << 20;
 /// How long apply waits before it asks a disk that had no space again.
-const SPACE_RETRY_MS: u64 = 200;
+pub(super) const SPACE_RETRY_MS: u64 = 200;
 
 /// Entries on their way to the disk.
 #[derive(Debug)]
@@ -95,7 +95,7 @@ impl Machine {
     /// The last entry that may be applied now.
     pub(super) fn apply_bound(&self) -> Sequence {
         let mut bound = self.persist.durable_mark(&self.log).min(self.log.durable());
-        if let Some(point) = self.intake_bound() {
+        for point in self.intake_bound().into_iter().chain(self.visit_bound()) {
             bound = bound.min(point);
         }
         match self.meta.saved.apply_limit {
@@ -113,7 +113,7 @@ impl Machine {
             // Should nothing be applied now for another reason, it is not asked for in a busy loop.
             self.apply.retry_at = Some(self.now.plus_ms(SPACE_RETRY_MS));
         }
-        if self.placing.is_some() {
+        if self.placing.is_some() || self.mending.is_some() {
             return;
         }
         let bound = self.apply_bound();
@@ -149,13 +149,14 @@ impl Machine {
 
     /// A read from the disk that did not see these entries must not find them half written.
     fn is_being_read(&self, buffer: Buffer, first: Sequence, arena: &[u8]) -> bool {
-        if self.reads.is_empty() && self.block_reads.is_empty() {
+        if self.reads.is_empty() && self.block_reads.is_empty() && self.mends.is_empty() {
             return false;
         }
         let mut blocked = false;
         each_extent(buffer, first, arena, |extent| {
             blocked |= self.reads.blocks(extent.start, extent.end(), extent.sequence);
             blocked |= self.blocks_are_read(extent.start, extent.end());
+            blocked |= self.is_exchanging(extent.start, extent.end());
         });
         blocked
     }

@@ -43,6 +43,13 @@ impl Machine {
     /// Discards when nothing is under way. The log is empty then, and knows no reign; promises stay promises.
     pub(super) fn advance_discard(&mut self) {
         match self.discard {
+            Some(Discard::Waiting(id)) if self.has_failed => {
+                self.discard = None;
+                self.refuse_admin(
+                    id,
+                    "a device failed meanwhile: see to it, restart the replicator, then try again",
+                );
+            }
             Some(Discard::Waiting(id)) if self.is_at_rest() => {
                 let chain = crate::chain::genesis(self.config.volume);
                 let Self { log, pool, apply, .. } = self;
@@ -70,6 +77,9 @@ impl Machine {
         log && io
             && links
             && self.placing.is_none()
+            && self.mending.is_none()
+            && self.mends.is_empty()
+            && !self.visit_sync
             && self.drain_sync.is_none()
             && self.intake_sync.is_none()
     }

@@ -142,7 +142,7 @@ impl Machine {
     }
 
     /// Takes over what the Primary knows, as far as this log reaches.
-    fn learn(&mut self, envelope: &Envelope) {
+    pub(super) fn learn(&mut self, envelope: &Envelope) {
         let last = self.log.last();
         self.committed = self.committed.max(envelope.committed.min(last));
         self.stable = self.stable.max(envelope.stable.min(self.committed));

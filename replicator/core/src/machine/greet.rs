@@ -192,6 +192,7 @@ impl Machine {
             *link != id
         });
         self.drop_intake(id);
+        self.drop_visits(id);
     }
 
     pub(super) fn close(&mut self, place: Place, reason: &str, retry: bool) {
@@ -283,6 +284,11 @@ impl Machine {
                 self.on_placed(index, written, durable, is_done);
             }
             Message::Finish => self.on_finish(index),
+            Message::Check(check) => self.on_check(index, envelope, check),
+            Message::Mend(mend) => self.on_mend(index, envelope, mend),
+            Message::Fetch(fetch) => self.on_fetch(index, envelope, fetch),
+            Message::Checked(checked) => self.on_checked(index, &checked),
+            Message::Fetched(fetched) => self.on_fetched(index, fetched),
             Message::Ping => {}
             Message::Hello(_) => unreachable!("told apart by the caller"),
         }

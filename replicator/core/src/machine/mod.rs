@@ -11,6 +11,7 @@
 //!     promote an operator's promotion     members   who is in sync
 //!     managed what an orchestrator asks   lease     until when clients are answered
 //!     maps    what peers may lack         source    a Primary sends blocks; target: a Secondary takes them
+//!     verify  a Primary compares copies   visit     a Secondary answers; mend: what cannot be read is fetched
 //! ```
 //!
 //! Duties of a driver:
@@ -23,6 +24,7 @@
 
 mod admit;
 mod apply;
+mod block_read;
 mod checkpoint;
 mod commit;
 mod discard;
@@ -33,16 +35,21 @@ mod lease;
 mod managed;
 mod maps;
 mod members;
+mod mend;
 mod meta;
 mod peer;
 mod persist;
 mod promote;
+mod proof;
 mod read;
 mod report;
 mod role;
 mod source;
 mod stream;
 mod target;
+mod verify;
+mod visit;
+mod watch;
 
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
@@ -65,18 +72,23 @@ use crate::units::{AdminId, Buffer, Instant, LinkId, NodeId, PAGE_BYTES, Request
 use crate::wire::envelope::Envelope;
 
 use apply::Apply;
+use block_read::BlockRead;
 use checkpoint::Checkpoint;
 use discard::Discard;
 use gather::Gather;
 use managed::Confirmation;
 use maps::Saving;
+use mend::Mends;
 use meta::Meta;
 use peer::{Link, Peer};
 use persist::Persist;
+use proof::ProofRead;
 use read::Reads;
 use role::RoleState;
-use source::BlockRead;
 use target::{Intake, Placing};
+use verify::Verify;
+use visit::{Found, Mending, Visits};
+use watch::Watch;
 
 /// A write, zero or trim that is sequenced and not yet answered.
 #[derive(Clone, Copy, Debug)]
@@ -139,7 +151,7 @@ pub struct Machine {
     probe: Option<(Sequence, Instant)>,
     /// How fast resyncs go.
     pace: Pace,
-    /// Reads of the disk for resyncs.
+    /// Reads of the disk by blocks.
     block_reads: Vec<Option<BlockRead>>,
     /// Blocks that come in.
     intake: Option<Box<Intake>>,
@@ -151,8 +163,26 @@ pub struct Machine {
     drain_sync: Option<LinkId>,
     /// Dirty maps that are being saved.
     saving: Option<Saving>,
+    /// The verify under way, or the last one.
+    verify: Option<Box<Verify>>,
+    /// A piece of the ring that is being read for it.
+    proof_read: Option<ProofRead>,
+    /// Verifies begun since the process started.
+    verifies: u64,
+    /// What a Primary that verifies asks here.
+    visits: Option<Box<Visits>>,
+    /// A block that it sent is being written.
+    mending: Option<Mending>,
+    /// The disk is being synced for it.
+    visit_sync: bool,
+    /// What the last verify by a Primary found here.
+    found: Option<Box<Found>>,
+    /// Blocks that are fetched from a peer since they cannot be believed here, and reads that wait for them.
+    mends: Mends,
     /// The data here is about to be discarded, or that is being stored.
     discard: Option<Discard>,
+    /// I/O that does not end.
+    watch: Watch,
     /// A device failed since this process began: what was under way may be lost.
     has_failed: bool,
     frozen: Option<String>,
@@ -181,6 +211,11 @@ enum Io {
     Place = 15,
     IntakeSync = 16,
     DrainSync = 17,
+    Mend = 18,
+    VisitWrite = 19,
+    VisitSync = 20,
+    VerifySync = 21,
+    Proof = 22,
 }
 
 impl Io {
@@ -257,7 +292,16 @@ impl Machine {
             intake_sync: None,
             drain_sync: None,
             saving: None,
+            verify: None,
+            proof_read: None,
+            verifies: 0,
+            visits: None,
+            mending: None,
+            visit_sync: false,
+            found: None,
+            mends: Mends::default(),
             discard: None,
+            watch: Watch::new(now),
             has_failed: false,
             frozen: None,
             counters: Counters::default(),
@@ -299,6 +343,7 @@ impl Machine {
     }
 
     fn on_completion(&mut self, event: Event<'_>, arena: &mut [u8]) {
+        self.watch.end(&event, self.now);
         match event {
             Event::JournalWritten { token, result } => self.on_journal_written(token, result),
             Event::JournalSynced { token, result } if Io::MapSync.is(token) => self.on_map_synced(result),
@@ -306,12 +351,21 @@ impl Machine {
             Event::JournalRead { token, result } if Io::Load.is(token) => {
                 self.on_loaded(token, result, arena);
             }
+            Event::JournalRead { token, result } if Io::Proof.is(token) => self.on_proof_read(result, arena),
             Event::JournalRead { token, result } => self.on_chunk_read(token, result),
             Event::DiskRead { token, result } if Io::BlockRead.is(token) => {
                 self.on_block_read(index_of(token), result, arena);
             }
             Event::DiskRead { token, result } => self.on_disk_read(token, result),
             Event::DiskWritten { token, result } if Io::Place.is(token) => self.on_placed_write(result),
+            Event::DiskWritten { token, result } if Io::Mend.is(token) => {
+                self.on_mended(index_of(token), result);
+            }
+            Event::DiskWritten { token, result } if Io::VisitWrite.is(token) => self.on_visit_written(result),
+            Event::DiskSynced { token, result } if Io::VisitSync.is(token) => self.on_visit_synced(result),
+            Event::DiskSynced { token, result } if Io::VerifySync.is(token) => {
+                self.on_verify_synced(result);
+            }
             Event::DiskWritten { result, .. } => self.on_disk_written(result),
             Event::DiskSynced { token, result } if Io::IntakeSync.is(token) => self.on_intake_synced(result),
             Event::DiskSynced { token, result } if Io::DrainSync.is(token) => self.on_drained(result),
@@ -332,13 +386,17 @@ impl Machine {
             | AdminAction::Record { .. }
             | AdminAction::Lease { .. }
             | AdminAction::Release => self.on_managed(id, action),
+            AdminAction::Verify { repair, trust } => self.on_verify(id, repair, trust),
+            AdminAction::StopVerify => self.on_stop_verify(id),
             AdminAction::Stop => self.on_stop(id),
         }
     }
 
     /// The next thing to do, if there is one.
     pub fn poll_command(&mut self) -> Option<Command> {
-        self.commands.pop_front()
+        let command = self.commands.pop_front()?;
+        self.watch.begin(&command, self.now);
+        Some(command)
     }
 
     /// Everything that follows from what changed. While a role changes, what the end of a pass brings about may be
@@ -352,6 +410,7 @@ impl Machine {
 
     /// One pass, in the order of the write path.
     fn pass(&mut self, arena: &mut [u8]) {
+        self.check_disks();
         self.learn_records();
         self.unpark(arena);
         self.advance_commit();
@@ -372,7 +431,9 @@ impl Machine {
     #[must_use]
     pub fn next_timeout(&self) -> Option<Instant> {
         let peers = self.peers.iter().filter_map(|peer| peer.next_timeout(&self.config));
-        let resync = self.source_due().into_iter().chain(self.intake_due()).min();
+        let resync =
+            [self.source_due(), self.intake_due(), self.verify_due(), self.mend_due(), self.disks_due()];
+        let resync = resync.into_iter().flatten().min();
         let own = [
             self.persist.due(),
             self.role.deadline(),
@@ -440,7 +501,7 @@ impl Machine {
     /// The copy can no longer be trusted to take or give data: it leaves service at once, and remembers it as
     /// far as its disks still can.
     fn fail_device(&mut self, what: &'static str, errno: Errno) {
-        if self.meta.current.disk_state == DiskState::Failed {
+        if self.has_failed {
             return;
         }
         self.report(Report::DeviceFailed { what, errno });
@@ -478,6 +539,8 @@ impl Machine {
         if self.role.is_sequencing() {
             assert!(self.stable <= self.committed && self.committed <= log.last());
         }
+        // What it had under way may still end: it must find a copy that takes part in nothing.
+        assert!(!self.has_failed || self.is_failed(), "a copy that failed stays so as long as its process");
         assert!(self.gather.entries() <= FRAME_ENTRIES_MAX);
     }
 }

@@ -15,6 +15,9 @@ struct Read {
     request: RequestId,
     start: u64,
     end: u64,
+    destination: Span,
+    /// How often its blocks were mended already.
+    tries: u32,
     /// Entries up to here were in its view.
     view: Sequence,
     /// The reign that took it: what it saw may be of the past in another one.
@@ -69,10 +72,23 @@ impl Machine {
             self.complete(request, Err(error));
             return;
         }
-        self.cover_committed(arena);
-        self.copy_covered(offset, end, destination, arena);
         self.counters.reads += 1;
         self.counters.read_bytes += destination.len as u64;
+        self.begin_read(request, offset, destination, 0, arena);
+    }
+
+    /// Takes a view and reads what it does not cover.
+    pub(super) fn begin_read(
+        &mut self,
+        request: RequestId,
+        offset: u64,
+        destination: Span,
+        tries: u32,
+        arena: &mut [u8],
+    ) {
+        let end = offset + destination.len as u64;
+        self.cover_committed(arena);
+        self.copy_covered(offset, end, destination, arena);
         if self.reads.gaps.is_empty() {
             self.complete(request, Ok(()));
             return;
@@ -80,7 +96,9 @@ impl Machine {
         let gaps = core::mem::take(&mut self.reads.gaps);
         let parts_left = u32::try_from(gaps.len()).expect("bounded by the sectors of a read");
         let (view, epoch, failed) = (self.overlay_through, self.meta.saved.record.epoch, false);
-        let slot = self.reads.add(Read { request, start: offset, end, view, epoch, parts_left, failed });
+        let start = offset;
+        let read = Read { request, start, end, destination, tries, view, epoch, parts_left, failed };
+        let slot = self.reads.add(read);
         for &(from, to) in &gaps {
             let skip = usize::try_from(from - offset).expect("within the destination");
             let len = usize::try_from(to - from).expect("within the destination");
@@ -127,7 +145,7 @@ impl Machine {
         let answer = if !self.role.is_serving() || read.epoch != self.meta.saved.record.epoch {
             Err(RequestError::NotServing)
         } else if read.failed {
-            Err(RequestError::Device)
+            return self.wound(read.request, read.start, read.destination, read.tries);
         } else {
             Ok(())
         };

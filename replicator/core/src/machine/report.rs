@@ -21,7 +21,7 @@ impl Machine {
             wish: self.wish(),
             disk_state: meta.current.disk_state,
             suspect: meta.current.suspect,
-            disk_full: self.apply.waits_for_space(),
+            disk_full: self.apply.waits_for_space() || self.intake_waits_for_space(),
             proven: meta.current.proven,
             export_generation: meta.saved.export_generation,
             volume_bytes: meta.saved.volume_bytes,
@@ -40,6 +40,8 @@ impl Machine {
             arena_used_bytes: u64::from(self.pool.used_pages()) * PAGE_BYTES as u64,
             arena_bytes: self.config.arena_bytes as u64,
             superblock_repairs: meta.current.repairs,
+            verify: self.verify_status(),
+            found_blocks: self.found_blocks(),
             peers: (0..self.peers.len()).map(|index| self.peer_status(index)).collect(),
             counters: self.counters,
         }

@@ -277,6 +277,8 @@ impl Machine {
         self.is_forced = false;
         if sequencing {
             self.fail_waiting();
+            self.end_mends();
+            self.interrupt_verify("this node is no longer Primary");
             self.overlay.clear();
             self.frozen = None;
             self.record_change = None;

@@ -18,15 +18,16 @@ use alloc::vec::Vec;
 
 use xxhash_rust::xxh3::xxh3_128;
 
+use super::block_read::{BlockRead, Reader, each_bit, overlaps};
 use super::commit::each_extent;
 use super::gather::Gathered;
 use super::greet::Place;
 use super::peer::LinkState;
 use super::{Io, Machine};
 use crate::command::{Command, Report};
-use crate::dirty::{BLOCK_BYTES, WORD_BLOCKS, WORD_BYTES};
+use crate::dirty::{WORD_BLOCKS, WORD_BYTES};
 use crate::disk::superblock::DiskState;
-use crate::event::IoResult;
+use crate::frame::Entry;
 use crate::limits::{ITEMS_UNDURABLE_MAX, ITEMS_WAITING_MAX};
 use crate::status::Progress;
 use crate::tracker::{Base, CopyId};
@@ -36,7 +37,7 @@ use crate::wire::envelope::MessageKind;
 use crate::wire::message::{Hashes, Message, Resync, Start};
 
 /// How long an item waits for a range that clients write to, before what overlaps it is held.
-const HOLD_AFTER_MS: u64 = 50;
+pub(super) const HOLD_AFTER_MS: u64 = 50;
 
 /// A resync, at its source.
 #[derive(Debug)]
@@ -89,35 +90,10 @@ impl Source {
         let waiting = self.items.iter().filter(|item| item.stage == Stage::Waiting);
         waiting.filter_map(|item| item.held).collect()
     }
-}
 
-/// A read of the disk for a resync, here or at the other end.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct BlockRead {
-    pub(super) link: crate::units::LinkId,
-    pub(super) session: u64,
-    pub(super) word: u64,
-    pub(super) bits: u64,
-    pub(super) buffer: Buffer,
-    /// To send the blocks; if not, to hash them.
-    pub(super) to_send: bool,
-}
-
-impl BlockRead {
-    /// The range that is read: (first byte in the volume, bytes).
-    fn range(&self, volume_bytes: u64) -> (u64, usize) {
-        let first = self.word * WORD_BYTES + u64::from(self.bits.trailing_zeros()) * BLOCK_BYTES;
-        let end = self.word * WORD_BYTES + u64::from(64 - self.bits.leading_zeros()) * BLOCK_BYTES;
-        (first, usize::try_from(end.min(volume_bytes) - first).expect("a word's blocks"))
-    }
-
-    /// Where block `bit` lies in the buffer.
-    pub(super) fn block(&self, bit: u32, volume_bytes: u64) -> Span {
-        let (first, _) = self.range(volume_bytes);
-        let at = self.word * WORD_BYTES + u64::from(bit) * BLOCK_BYTES;
-        let len = usize::try_from(BLOCK_BYTES.min(volume_bytes - at)).expect("a block");
-        let skip = usize::try_from(at - first).expect("within the range");
-        Span { start: self.buffer.start() + PAGE_BYTES + skip, len }
+    /// Whether a range is held back from clients.
+    pub(super) fn holds(&self) -> bool {
+        self.items.iter().any(|item| item.held.is_some())
     }
 }
 
@@ -131,11 +107,6 @@ pub(super) fn buffer_of(token: Token) -> Buffer {
     let narrow = |n: u64| u32::try_from(n).expect("it was put in as 32 bits");
     let index = super::index_of(token);
     Buffer { page: narrow(index >> 16), pages: narrow(index & 0xffff) }
-}
-
-/// The bits of a word, one by one.
-pub(super) fn each_bit(bits: u64) -> impl Iterator<Item = u32> {
-    (0..64).filter(move |bit| bits >> bit & 1 == 1)
 }
 
 impl Machine {
@@ -267,7 +238,7 @@ impl Machine {
 
     /// Reads a waiting item's blocks if nothing is on its way to them.
     fn read_item(&mut self, index: usize, word: u64, arena: &[u8]) {
-        let (now, volume_bytes) = (self.now, self.meta.saved.volume_bytes);
+        let now = self.now;
         let link = self.peers[index].link.as_ref().expect("the caller has it");
         let (id, session, is_level) = (link.id, link.session, link.next > self.log.applied.position.sequence);
         let source = link.resync.as_ref().expect("the caller has it");
@@ -276,6 +247,9 @@ impl Machine {
         let late = now >= item.since.plus_ms(HOLD_AFTER_MS);
         let held = item.held;
         let start = word * WORD_BYTES;
+        if self.is_mending(start, start + WORD_BYTES) {
+            return;
+        }
         let overlapped = self.has_unapplied(start, start + WORD_BYTES, arena);
         if !is_level || (overlapped && (held.is_some() || !late)) {
             return;
@@ -287,37 +261,15 @@ impl Machine {
             item.held = Some(buffer);
             return;
         }
-        let read = BlockRead { link: id, session, word, bits, buffer, to_send: true };
+        let read = BlockRead::new(Reader::Source(id, session), word, bits, buffer);
         let source = self.source_mut(index).expect("as above");
         let item = source.items.iter_mut().find(|item| item.word == word).expect("as above");
         item.stage = Stage::Reading;
-        self.begin_block_read(read, volume_bytes);
-    }
-
-    /// Memory for the blocks of a word: of what is plenty, or for one word at a time of what is left. So a resync goes
-    /// on however much clients write.
-    pub(super) fn take_block_buffer(&mut self) -> Option<Buffer> {
-        let plenty = self.pool.free_pages() > self.pool.pages() / 4;
-        let sources = self.peers.iter().filter_map(|peer| peer.link.as_ref()?.resync.as_ref());
-        let holds = sources.into_iter().any(|source| source.items.iter().any(|item| item.held.is_some()));
-        let alone = !holds && self.block_reads.iter().all(Option::is_none);
-        if plenty || alone { self.pool.take(PAGE_BYTES + WORD_BYTES as usize) } else { None }
-    }
-
-    /// Reads the blocks behind the first page of the buffer.
-    pub(super) fn begin_block_read(&mut self, read: BlockRead, volume_bytes: u64) {
-        let (offset, len) = read.range(volume_bytes);
-        let slot = self.block_reads.iter().position(Option::is_none).unwrap_or_else(|| {
-            self.block_reads.push(None);
-            self.block_reads.len() - 1
-        });
-        self.block_reads[slot] = Some(read);
-        let span = Span { start: read.buffer.start() + PAGE_BYTES, len };
-        self.push(Command::ReadDisk { token: Io::BlockRead.token(slot as u64), offset, span });
+        self.begin_block_read(read);
     }
 
     /// Whether entries that are not applied overlap `start..end`. A serving Primary has them all in memory.
-    fn has_unapplied(&self, start: u64, end: u64, arena: &[u8]) -> bool {
+    pub(super) fn has_unapplied(&self, start: u64, end: u64, arena: &[u8]) -> bool {
         if self.overlay.overlaps(start, end) {
             return true;
         }
@@ -334,50 +286,28 @@ impl Machine {
         found
     }
 
-    /// Whether blocks that are being read to be sent must not change under that.
-    pub(super) fn blocks_are_read(&self, start: u64, end: u64) -> bool {
-        let overlaps = |read: &BlockRead| {
-            let from = read.word * WORD_BYTES;
-            read.to_send && from < end && from + WORD_BYTES > start
-        };
-        self.block_reads.iter().flatten().any(overlaps)
-    }
-
-    /// Whether some of these must not be sequenced yet: a resync waits for their range.
+    /// Whether some of these must not be sequenced yet: a resync, a verify or a repair waits for their range.
     pub(super) fn are_held(&self, entries: &[Gathered]) -> bool {
         let sources = self.peers.iter().filter_map(|peer| peer.link.as_ref()?.resync.as_ref());
-        let held = sources.flat_map(|source| source.items.iter().filter(|item| item.held.is_some()));
-        held.into_iter().any(|item| {
-            let (start, end) = (item.word * WORD_BYTES, (item.word + 1) * WORD_BYTES);
+        let items = sources.flat_map(|source| source.items.iter().filter(|item| item.held.is_some()));
+        let words = items.map(|item| item.word).chain(self.words_held_for_verify());
+        let words = words.map(|word| (word * WORD_BYTES, (word + 1) * WORD_BYTES));
+        words.chain(self.blocks_held_for_mends()).any(|range| {
             entries.iter().any(|gathered| {
-                gathered.entry.offset < end && gathered.entry.offset + gathered.entry.length > start
+                let Entry { offset, length, .. } = gathered.entry;
+                overlaps(range, (offset, offset + length))
             })
         })
     }
 
-    pub(super) fn on_block_read(&mut self, slot: u64, result: IoResult, arena: &mut [u8]) {
-        let slot = usize::try_from(slot).expect("a slot");
-        let read = self.block_reads[slot].take().expect("it was being read");
-        let place = self.find_link(read.link);
-        let index = match place {
-            Some(Place::Peer(index)) if self.link_mut(Place::Peer(index)).session == read.session => index,
-            _ => return self.pool.give(read.buffer),
-        };
-        if let Err(errno) = result {
-            self.pool.give(read.buffer);
-            let reason = format!("reading the disk for its resync failed (error {})", errno.0);
-            return self.close(Place::Peer(index), &reason, true);
-        }
-        if read.to_send {
-            self.send_item(index, read, arena);
-        } else {
-            self.send_hashes(index, read, arena);
-        }
-    }
-
     /// Sends what was read, if nothing that overlaps it has been sequenced since.
-    fn send_item(&mut self, index: usize, read: BlockRead, arena: &mut [u8]) {
+    pub(super) fn send_item(&mut self, index: usize, read: BlockRead, arena: &mut [u8]) {
         let place = Place::Peer(index);
+        if read.bad != 0 && !self.mend_for_source(index, &read) {
+            self.pool.give(read.buffer);
+            let reason = "blocks that it needs cannot be read here, and no other replica has them";
+            return self.close(place, reason, true);
+        }
         let start = read.word * WORD_BYTES;
         let point = self.log.applied.position.sequence;
         let overlapped = self.has_unapplied(start, start + WORD_BYTES, arena);
@@ -390,7 +320,7 @@ impl Machine {
         let is_level = link.next > point;
         let source = link.resync.as_deref_mut().expect("looked at above");
         let item = source.items.iter_mut().find(|item| item.word == read.word).expect("it waits for this");
-        if overlapped || !is_level {
+        if overlapped || !is_level || read.bad != 0 {
             item.stage = Stage::Waiting;
             if item.held.is_none() {
                 self.pool.give(read.buffer);

@@ -103,6 +103,7 @@ impl Machine {
     pub(super) fn pump_peers(&mut self, arena: &mut [u8]) {
         self.check_links();
         self.pump_intake();
+        self.pump_visits(arena);
         for index in 0..self.peers.len() {
             match self.peers[index].link.as_ref().map(|link| link.state) {
                 Some(LinkState::Streaming) => {
@@ -116,13 +117,16 @@ impl Machine {
                 }
                 Some(LinkState::Cutting { .. }) => self.advance_cut(index),
                 Some(LinkState::Draining { .. }) => self.drain(index),
-                Some(LinkState::Jumping { saved }) if self.meta.is_saved(saved) => {
+                Some(LinkState::Jumping { saved }) if self.meta.is_saved(saved) && !self.is_failed() => {
                     self.begin_following(index);
                 }
                 Some(LinkState::Following) => self.send_ack_if_due(index),
                 _ => {}
             }
         }
+        // What they say must stand behind everything that was sequenced before.
+        self.pump_mends(arena);
+        self.pump_verify(arena);
     }
 
     /// Sends one frame, if there is one and the window is open.

@@ -12,10 +12,11 @@ use alloc::vec::Vec;
 
 use xxhash_rust::xxh3::xxh3_128;
 
+use super::apply::SPACE_RETRY_MS;
+use super::block_read::{BlockRead, Reader, each_bit};
 use super::checkpoint::Checkpoint;
 use super::greet::Place;
 use super::peer::LinkState;
-use super::source::{BlockRead, each_bit};
 use super::{Io, Machine};
 use crate::command::{Command, Report};
 use crate::dirty::{WORD_BLOCKS, WORD_BYTES};
@@ -47,6 +48,8 @@ pub(super) struct Intake {
     /// What the source was told of the last two.
     told: (u64, u64),
     unsynced_since: Option<Instant>,
+    /// Since the disk had no space nothing was written; when to try again.
+    retry_at: Option<Instant>,
     asked: VecDeque<(u64, u64)>,
     /// The source has no more.
     is_finishing: bool,
@@ -59,9 +62,10 @@ pub(super) struct Intake {
 pub(super) struct Placing {
     link: LinkId,
     session: u64,
-    buffers: Vec<Buffer>,
-    last: u64,
+    items: Vec<(BlocksHeader, Buffer)>,
     writes_left: u32,
+    /// A write found no space.
+    is_short: bool,
 }
 
 impl Machine {
@@ -74,6 +78,7 @@ impl Machine {
         let applied = self.log.applied.position.sequence == self.log.last() && self.apply.is_idle();
         let still = !self.log.has_unwritten() && !self.log.has_undurable() && !self.log.has_buffers();
         let quiet = self.checkpoint.is_idle() && !self.persist.is_syncing() && self.placing.is_none();
+        let quiet = quiet && self.mending.is_none() && self.mends.is_empty() && !self.visit_sync;
         if !applied || !still || !quiet || self.drain_sync.is_some() {
             self.persist.want_sync(self.log.last());
             return;
@@ -86,7 +91,7 @@ impl Machine {
 
     pub(super) fn on_drained(&mut self, result: IoResult) {
         let id = self.drain_sync.take().expect("the disk was being synced");
-        if !self.device_ok("syncing the disk", result) {
+        if !self.device_ok("syncing the disk", result) || self.is_failed() {
             return;
         }
         let Some(Place::Peer(index)) = self.find_link(id) else { return };
@@ -135,6 +140,7 @@ impl Machine {
         let (link, session) = (link.id, link.peer_session);
         assert!(self.meta.saved.disk_state == DiskState::Inconsistent, "it is stored before the first block");
         assert!(self.intake.is_none(), "a replica follows one source");
+        self.forget_found();
         self.intake = Some(Box::new(Intake {
             link,
             session,
@@ -144,6 +150,7 @@ impl Machine {
             durable: 0,
             told: (0, 0),
             unsynced_since: None,
+            retry_at: None,
             asked: VecDeque::new(),
             is_finishing: false,
             saved: None,
@@ -222,13 +229,16 @@ impl Machine {
             return;
         }
         let (applied, volume_bytes) = (self.log.applied.position.sequence, self.meta.saved.volume_bytes);
-        let Self { intake, commands, .. } = self;
+        let Self { intake, commands, now, .. } = self;
         let intake = intake.as_mut().expect("looked at");
-        let (mut words, mut buffers): (Vec<u64>, Vec<Buffer>) = (Vec::new(), Vec::new());
-        let (mut last, mut writes_left) = (intake.written, 0);
+        if intake.retry_at.is_some_and(|due| due > *now) {
+            return;
+        }
+        let mut items: Vec<(BlocksHeader, Buffer)> = Vec::new();
+        let mut writes_left = 0;
         while let Some((header, buffer)) = intake.queue.front().copied() {
             // An older item of the same blocks is written first.
-            if header.point > applied || words.contains(&header.word) {
+            if header.point > applied || items.iter().any(|(item, _)| item.word == header.word) {
                 break;
             }
             intake.queue.pop_front();
@@ -244,15 +254,13 @@ impl Machine {
                 commands.push_back(Command::ZeroDisk { token, offset, length, kind: ZeroKind::Trim });
                 writes_left += 1;
             }
-            words.push(header.word);
-            buffers.push(buffer);
-            last = header.number;
+            items.push((header, buffer));
         }
-        if buffers.is_empty() {
+        if items.is_empty() {
             return;
         }
         let (link, session) = (intake.link, intake.session);
-        self.placing = Some(Placing { link, session, buffers, last, writes_left });
+        self.placing = Some(Placing { link, session, items, writes_left, is_short: false });
         if writes_left == 0 {
             self.finish_placing();
         }
@@ -262,20 +270,45 @@ impl Machine {
         let placing = self.placing.as_mut().expect("items are being written");
         placing.writes_left -= 1;
         let done = placing.writes_left == 0;
-        if self.device_ok("writing the disk", result) && done && !self.is_failed() {
+        let is_fine = match result {
+            // Nothing is wrong with the copy: the source waits until there is some.
+            Err(errno) if errno.is_no_space() => {
+                placing.is_short = true;
+                true
+            }
+            result => self.device_ok("writing the disk", result),
+        };
+        if is_fine && done && !self.is_failed() {
             self.finish_placing();
         }
     }
 
     fn finish_placing(&mut self) {
-        let placing = self.placing.take().expect("items were being written");
-        placing.buffers.iter().for_each(|buffer| self.pool.give(*buffer));
+        let Placing { link, session, items, is_short, .. } =
+            self.placing.take().expect("items were being written");
         let now = self.now;
-        let of = |intake: &&mut Box<Intake>| intake.link == placing.link && intake.session == placing.session;
-        if let Some(intake) = self.intake.as_mut().filter(of) {
-            intake.written = placing.last;
-            intake.unsynced_since.get_or_insert(now);
+        let of = |intake: &&mut Box<Intake>| intake.link == link && intake.session == session;
+        let Some(intake) = self.intake.as_mut().filter(of) else {
+            return items.iter().for_each(|(_, buffer)| self.pool.give(*buffer));
+        };
+        if is_short {
+            items.into_iter().rev().for_each(|item| intake.queue.push_front(item));
+            if intake.retry_at.replace(now.plus_ms(SPACE_RETRY_MS)).is_none() {
+                self.report(Report::DiskFull);
+            }
+            return;
         }
+        intake.written = items.last().expect("something was written").0.number;
+        intake.unsynced_since.get_or_insert(now);
+        if intake.retry_at.take().is_some() {
+            self.report(Report::DiskHasSpace);
+        }
+        items.iter().for_each(|(_, buffer)| self.pool.give(*buffer));
+    }
+
+    /// Whether blocks wait for space on the disk.
+    pub(super) fn intake_waits_for_space(&self) -> bool {
+        self.intake.as_ref().is_some_and(|intake| intake.retry_at.is_some())
     }
 
     fn sync_items(&mut self) {
@@ -304,8 +337,7 @@ impl Machine {
     }
 
     fn hash_asked(&mut self) {
-        let volume_bytes = self.meta.saved.volume_bytes;
-        while self.block_reads.iter().flatten().count() < HASHING_MAX {
+        while self.count_reads(|reader| matches!(reader, Reader::Hashes(..))) < HASHING_MAX {
             let intake = self.intake.as_mut().expect("looked at");
             let id = intake.link;
             let Some((word, bits)) = intake.asked.front().copied() else { return };
@@ -313,8 +345,7 @@ impl Machine {
             self.intake.as_mut().expect("looked at").asked.pop_front();
             let place = self.find_link(id).expect("the intake ends with its link");
             let session = self.link_mut(place).session;
-            let read = BlockRead { link: id, session, word, bits, buffer, to_send: false };
-            self.begin_block_read(read, volume_bytes);
+            self.begin_block_read(BlockRead::new(Reader::Hashes(id, session), word, bits, buffer));
         }
     }
 
@@ -323,13 +354,16 @@ impl Machine {
     pub(super) fn send_hashes(&mut self, index: usize, read: BlockRead, arena: &[u8]) {
         self.pool.give(read.buffer);
         let volume_bytes = self.meta.saved.volume_bytes;
-        let of = |intake: &Intake| intake.link == read.link;
-        if !self.intake.as_deref().is_some_and(of) {
+        let link = self.link_mut(Place::Peer(index)).id;
+        if self.intake.as_deref().is_none_or(|intake| intake.link != link) {
             return;
         }
         let mut hashes = Hashes { word: read.word, bits: read.bits, hashes: [0; WORD_BLOCKS as usize] };
         for (hash, bit) in hashes.hashes.iter_mut().zip(each_bit(read.bits)) {
-            *hash = xxh3_128(&arena[read.block(bit, volume_bytes).range()]);
+            // What cannot be read here equals nothing: it is sent, and written.
+            if read.bad >> bit & 1 == 0 {
+                *hash = xxh3_128(&arena[read.block(bit, volume_bytes).range()]);
+            }
         }
         self.send(Place::Peer(index), Message::Hashes(Box::new(hashes)), false);
     }
@@ -360,7 +394,10 @@ impl Machine {
 
     /// When the target wants to be looked at though nothing happened.
     pub(super) fn intake_due(&self) -> Option<Instant> {
-        let since = self.intake.as_ref()?.unsynced_since.filter(|_| self.intake_sync.is_none())?;
-        Some(since.plus_ms(SYNC_AFTER_MS).max(self.now.plus_ms(1)))
+        let intake = self.intake.as_ref()?;
+        let since = intake.unsynced_since.filter(|_| self.intake_sync.is_none());
+        let sync = since.map(|since| since.plus_ms(SYNC_AFTER_MS));
+        let due = sync.into_iter().chain(intake.retry_at).min()?;
+        Some(due.max(self.now.plus_ms(1)))
     }
 }

@@ -10,7 +10,7 @@ const MAGIC: u32 = u32::from_le_bytes(*b"HFm1");
 /// Bytes of an envelope.
 pub const ENVELOPE_BYTES: usize = 96;
 /// Version of the wire format; see the history in `docs/formats.md`.
-pub const WIRE_VERSION: u16 = 2;
+pub const WIRE_VERSION: u16 = 3;
 
 /// What the body is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +48,16 @@ pub enum MessageKind {
     Placed = 15,
     /// Source to target: that was all.
     Finish = 16,
+    /// Primary to replica: what these blocks hold here; compare.
+    Check = 40,
+    /// Replica to primary: what came of it.
+    Checked = 41,
+    /// Primary to replica: write this block.
+    Mend = 42,
+    /// Primary to replica: what does this block hold.
+    Fetch = 43,
+    /// Replica to primary: this.
+    Fetched = 44,
 }
 
 impl MessageKind {
@@ -69,6 +79,11 @@ impl MessageKind {
             14 => Self::Blocks,
             15 => Self::Placed,
             16 => Self::Finish,
+            40 => Self::Check,
+            41 => Self::Checked,
+            42 => Self::Mend,
+            43 => Self::Fetch,
+            44 => Self::Fetched,
             _ => return None,
         })
     }

@@ -14,6 +14,7 @@ use crate::limits::MESSAGE_BODY_BYTES_MAX;
 use crate::tracker::{Base, CopyId};
 use crate::units::{Chain, Epoch, NodeId, Position, Sequence};
 use crate::wire::envelope::MessageKind;
+use crate::wire::visit::{Check, Checked, Fetch, Fetched, Mend};
 
 /// No cluster ever comes near these; arithmetic on what a peer says stays in bounds.
 const EPOCH_MAX: Epoch = Epoch(1 << 48);
@@ -199,6 +200,16 @@ pub enum Message {
     },
     /// No body.
     Finish,
+    /// See [`Check`].
+    Check(Box<Check>),
+    /// See [`Checked`].
+    Checked(Box<Checked>),
+    /// See [`Mend`].
+    Mend(Mend),
+    /// See [`Fetch`].
+    Fetch(Fetch),
+    /// See [`Fetched`].
+    Fetched(Fetched),
 }
 
 /// Why bytes are not the body they should be.
@@ -246,6 +257,11 @@ impl Message {
             Self::Hashes(_) => MessageKind::Hashes,
             Self::Placed { .. } => MessageKind::Placed,
             Self::Finish => MessageKind::Finish,
+            Self::Check(_) => MessageKind::Check,
+            Self::Checked(_) => MessageKind::Checked,
+            Self::Mend(_) => MessageKind::Mend,
+            Self::Fetch(_) => MessageKind::Fetch,
+            Self::Fetched(_) => MessageKind::Fetched,
         }
     }
 
@@ -280,6 +296,11 @@ impl Message {
             Self::Placed { written, durable, is_done } => {
                 writer.u64(*written).u64(*durable).u8(u8::from(*is_done)).zeros(7);
             }
+            Self::Check(check) => check.encode(&mut writer),
+            Self::Checked(checked) => checked.encode(&mut writer),
+            Self::Mend(mend) => mend.encode(&mut writer),
+            Self::Fetch(fetch) => fetch.encode(&mut writer),
+            Self::Fetched(fetched) => fetched.encode(&mut writer),
             Self::Mark | Self::Ping | Self::Finish => {}
         }
         writer.written()
@@ -303,6 +324,11 @@ impl Message {
                 Self::Placed { written, durable, is_done }
             }
             MessageKind::Finish => Self::Finish,
+            MessageKind::Check => Self::Check(Box::new(Check::decode(&mut reader)?)),
+            MessageKind::Checked => Self::Checked(Box::new(Checked::decode(&mut reader)?)),
+            MessageKind::Mend => Self::Mend(Mend::decode(&mut reader)?),
+            MessageKind::Fetch => Self::Fetch(Fetch::decode(&mut reader)?),
+            MessageKind::Fetched => Self::Fetched(Fetched::decode(&mut reader)?),
             MessageKind::Frame | MessageKind::Blocks => return Err(MessageError::Frame),
             MessageKind::Mark => Self::Mark,
             MessageKind::Ack => Self::Ack(Ack {

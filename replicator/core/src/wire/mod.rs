@@ -4,3 +4,4 @@ pub mod auth;
 pub mod blocks;
 pub mod envelope;
 pub mod message;
+pub mod visit;

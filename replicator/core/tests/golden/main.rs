@@ -17,6 +17,7 @@ use replicator_core::wire::auth::{Challenge, End, transcript};
 use replicator_core::wire::blocks::BlocksHeader;
 use replicator_core::wire::envelope::{Envelope, MessageKind};
 use replicator_core::wire::message::{Ack, Hashes, Hello, Message, Resync, Seal, Sealed, Start};
+use replicator_core::wire::visit::{Check, Checked, Fetch, Fetched, Mend};
 
 const VOLUME: VolumeId = VolumeId(0x0f0e_0d0c_0b0a_0908_0706_0504_0302_0100);
 const REIGN: ReignId = ReignId(0x1f1e_1d1c_1b1a_1918_1716_1514_1312_1110);
@@ -282,6 +283,12 @@ fn every_message() {
     let jump = Base { position: position(7, 0x0123_4567_89ac), chain: CHAIN };
     let mut hashes = Hashes { word: 0x0102_0304, bits: 0x8000_0000_0000_0001, hashes: [0; 64] };
     hashes.hashes[..2].copy_from_slice(&[REPLICA, REIGN.0]);
+    let point = Sequence(0x0123_4567_89ab);
+    let Hashes { word, bits, hashes: sums } = hashes;
+    let check = Check { run: 0x0007_0000_0001, number: 8, point, word, bits, hashes: sums };
+    let mut checked = Checked { number: 8, is_busy: false, differs: bits, unreadable: 1, hashes: [0; 64] };
+    checked.hashes[0] = REPLICA;
+    let block: Box<[u8]> = (0..512u32).map(|n| u8::try_from(n % 251).unwrap()).collect();
     let messages = [
         ("hello", Message::Hello(hello)),
         ("start", Message::Start(start)),
@@ -297,6 +304,12 @@ fn every_message() {
         ("hashes", Message::Hashes(Box::new(hashes))),
         ("placed", Message::Placed { written: 9, durable: 7, is_done: true }),
         ("empty", Message::Finish),
+        ("check", Message::Check(Box::new(check))),
+        ("checked", Message::Checked(Box::new(checked))),
+        ("mend", Message::Mend(Mend { point: check.point, block: 0x0102_0305, bytes: block.clone() })),
+        ("fetch", Message::Fetch(Fetch { number: 8, point: check.point, block: 0x0102_0305 })),
+        ("fetched", Message::Fetched(Fetched { number: 8, bytes: Some(block) })),
+        ("fetched-not", Message::Fetched(Fetched { number: 8, bytes: None })),
     ];
     for (name, message) in messages {
         let mut bytes = [0; MESSAGE_BODY_BYTES_MAX];

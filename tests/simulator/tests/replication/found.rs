@@ -12,7 +12,7 @@ use replicator_core::frame::{self, Entry, EntryKind, FrameHeader, LocalPart};
 use replicator_core::status::Role;
 use replicator_core::units::{Chain, Epoch, NodeId, ReignId, RingOffset, Sequence, VolumeId};
 
-use crate::setup::{connected, load, load_at};
+use crate::setup::{connected, load, load_at, quiet};
 
 fn serving(seed: u64, setup: &Setup) -> World {
     let mut world = World::new(seed, setup);
@@ -429,4 +429,41 @@ fn a_primary_that_cannot_read_an_unapplied_entry_takes_itself_out() {
     world.run_until("another reign", |world| {
         world.promote(1, false).is_ok() || world.promote(1, true).is_ok()
     });
+}
+
+#[test]
+fn what_a_failed_sync_forgot_is_written_again_by_the_next_start() {
+    let mut forgotten = 0;
+    for seed in 0..10 {
+        let mut world = serving(seed, &Setup { sync_interval_ms: 10_000, ..Setup::default() });
+        quiet(&mut world);
+        world.write(0, 3..9, false);
+        world.run_until("it is answered", |world| world.waiting() == 0);
+        // The sync of the Secondary's journal fails, and the process dies before it could note that.
+        let mut failed = false;
+        world.fates = Box::new(move |io, node, _| match io {
+            Io::SyncJournal { .. } if node == 1 && !failed => {
+                failed = true;
+                Fate::Fails(5)
+            }
+            Io::Superblock { .. } if node == 1 && failed => Fate::Kill,
+            _ => Fate::Done,
+        });
+        world.flush(0);
+        world.run_until("node 1 is down", |world| !world.is_up(1));
+        world.fates = Box::new(|_, _, _| Fate::Done);
+        world.start(1);
+        let status = world.status(1).unwrap();
+        if status.disk_state == DiskState::Failed {
+            // One copy of the superblock was stored all the same.
+            continue;
+        }
+        world.lose_power(1);
+        world.start(1);
+        assert_eq!(world.status(1).unwrap().head, status.head, "what the start counted durable is");
+        forgotten += 1;
+        world.run_until("answered", |world| world.waiting() == 0);
+        quiet(&mut world);
+    }
+    assert!(forgotten > 2, "{forgotten} seeds");
 }

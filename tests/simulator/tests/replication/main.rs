@@ -8,3 +8,4 @@ mod resync;
 mod resync_chaos;
 mod scenarios;
 mod setup;
+mod verify;

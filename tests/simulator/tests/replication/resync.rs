@@ -323,3 +323,48 @@ fn a_copy_that_is_discarded_twice_in_the_middle_is_filled_from_the_beginning() {
     }
     quiet(&mut world);
 }
+
+#[test]
+fn a_target_without_space_waits_for_some_and_goes_on() {
+    let mut world = serving(11, &setup());
+    world.kill(1);
+    pass_the_ring(&mut world, 0);
+    world.start(1);
+    world.run_until("a resync begins", |world| {
+        world.status(0).unwrap().peers[0].connection == Connection::SyncSource
+    });
+    world.nodes[1].disk_is_full = true;
+    world.run_until("the disk is full", |world| world.status(1).unwrap().disk_full);
+    world.run_ms(3000);
+    assert_eq!(
+        world.status(1).unwrap().disk_state,
+        DiskState::Inconsistent,
+        "nothing is wrong with the copy"
+    );
+    world.nodes[1].disk_is_full = false;
+    quiet(&mut world);
+    assert!(!world.status(1).unwrap().disk_full);
+}
+
+#[test]
+fn a_peer_whose_entries_cannot_be_read_in_the_journal_gets_blocks_instead() {
+    let mut world = serving(12, &setup());
+    quiet(&mut world);
+    world.kill(1);
+    world.run_ms(4000);
+    for n in 0..6 {
+        world.run_until("room", |world| world.write(0, n * 512..n * 512 + 512, false));
+        world.run_ms(20);
+    }
+    world.run_until("all applied", |world| {
+        let status = world.status(0).unwrap();
+        world.waiting() == 0 && status.applied == status.head.sequence
+    });
+    // Every sector behind the superblocks and the maps: none of the ring can be read.
+    for page in 0..(16 << 20) / 4096 {
+        world.nodes[0].journal.spoil((1 << 20) + 24 * 4096 + page * 4096);
+    }
+    world.start(1);
+    quiet(&mut world);
+    assert!(resyncs(&world, 0) > 0);
+}
