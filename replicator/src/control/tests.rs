@@ -622,6 +622,10 @@ fn hello(node: u8) -> Hello {
         history: History::default(),
         data_base: None,
         discards: 0,
+        yields: false,
+        diverges: false,
+        discards_of: None,
+        end: LogEnd::default(),
     }
 }
 

@@ -227,6 +227,7 @@ fn frame(superblock: &Superblock, after: &LogPoint, cuts: u64) -> (Vec<u8>, LogP
         chain_after: after.chain,
         committed: Sequence(0),
         stable: Sequence(0),
+        closed_ms: 0,
     };
     let header = frame::encode(&mut bytes, header, [entry].iter());
     frame::encode_local(

@@ -17,8 +17,10 @@ use replicator_core::wire::envelope::Envelope;
 use replicator_core::wire::message::{Ack, Message, Sealed};
 use thiserror::Error;
 
+use crate::branch::Branch;
 use crate::disk::SimDisk;
 use crate::random::Random;
+use crate::rule::broken;
 
 /// An I/O under way.
 #[derive(Debug)]
@@ -63,6 +65,11 @@ pub enum Io {
         token: Token,
         copy: usize,
         bytes: Vec<u8>,
+    },
+    /// A branch that is being kept, and what the disk held in its blocks when that began.
+    Branch {
+        token: Token,
+        branch: Box<Branch>,
     },
     /// A frame whose bytes the network has taken.
     Sent {
@@ -119,6 +126,10 @@ pub struct Node {
     pub reports: Vec<Report>,
     pub seen: Vec<Seen>,
     pub serving: bool,
+    /// The frozen export is open.
+    pub frozen: bool,
+    /// The branch kept last.
+    pub branch: Option<Branch>,
     pub stopped: bool,
     pub boot_id: u128,
     pub needs_turn: bool,
@@ -187,6 +198,8 @@ impl Node {
             reports: Vec::new(),
             seen: Vec::new(),
             serving: false,
+            frozen: false,
+            branch: None,
             stopped: false,
             boot_id: 1,
             needs_turn: false,
@@ -224,11 +237,13 @@ impl Node {
         if superblock.node != self.config.node {
             return Err(StartError::OtherNode);
         }
-        let recovered = recover(&superblock, repaired, self.boot_id, &mut Reader(&mut self.journal))
+        let mut recovered = recover(&superblock, repaired, self.boot_id, &mut Reader(&mut self.journal))
             .map_err(StartError::Recover)?;
+        let branch = self.branch.as_ref().filter(|branch| branch.plan.head == superblock.branch);
+        recovered.diverged = branch.map(|branch| branch.plan.blocks.clone());
         self.arena = vec![0; self.config.arena_bytes];
         self.machine = Some(Machine::new(self.config.clone(), recovered, now));
-        (self.serving, self.stopped) = (false, false);
+        (self.serving, self.frozen, self.stopped) = (false, false, false);
         self.starts += 1;
         self.take_commands();
         Ok(())
@@ -251,7 +266,7 @@ impl Node {
         self.machine = None;
         self.out.clear();
         self.completed.clear();
-        self.serving = false;
+        (self.serving, self.frozen) = (false, false);
         self.needs_turn = false;
     }
 
@@ -355,6 +370,11 @@ impl Node {
                 self.serving = open;
                 self.seen.push(Seen::Serve(open));
             }
+            Command::ServeFrozen { open } => self.frozen = open,
+            Command::KeepBranch { token, plan } => {
+                let branch = Box::new(Branch::of(*plan, &self.disk));
+                self.ios.push(Io::Branch { token, branch });
+            }
             Command::Report(report) => self.reports.push(report),
             Command::Stopped => self.stopped = true,
             _ => unreachable!("performed by the caller"),
@@ -432,6 +452,14 @@ impl Node {
                 self.seen.push(Seen::SuperblockSaved(Box::new(superblock)));
                 Event::SuperblockWritten { token, result: Ok(()) }
             }
+            Io::Branch { token, branch } => {
+                let now_held = Branch::of(branch.plan.clone(), &self.disk);
+                if now_held.blocks != branch.blocks {
+                    broken("overwritten-before-kept", "blocks of a branch changed before it was durable");
+                }
+                self.branch = Some(*branch);
+                Event::BranchKept { token, result: Ok(()) }
+            }
             Io::Sent { link, token } => Event::FrameSent { link, token },
         };
         self.handle(now, event);
@@ -465,6 +493,9 @@ impl Node {
             Io::Superblock { token, copy, bytes } => {
                 self.journal.tear(SUPERBLOCK_AT[copy], &bytes, random);
                 Event::SuperblockWritten { token, result }
+            }
+            Io::Branch { token, .. } => {
+                Event::BranchKept { token, result: Err("no space for it".to_owned()) }
             }
             sent @ Io::Sent { .. } => {
                 self.ios.insert(index, sent);

@@ -54,7 +54,7 @@ pub struct Devices {
 impl Devices {
     /// This I/O of `node` fails.
     pub fn note(&mut self, io: &Io, node: usize) {
-        self.failed[node] |= !matches!(io, Io::ReadDisk { .. } | Io::Sent { .. });
+        self.failed[node] |= !matches!(io, Io::ReadDisk { .. } | Io::Branch { .. } | Io::Sent { .. });
         self.unsynced[node] |= matches!(io, Io::SyncJournal { .. });
     }
 
@@ -70,6 +70,7 @@ impl Devices {
                 Io::SyncJournal { .. } | Io::SyncDisk { .. } => (Fault::SyncError, 5),
                 Io::ReadJournal { .. } | Io::ReadDisk { .. } => (Fault::ReadError, 5),
                 Io::Superblock { .. } => (Fault::SuperblockError, 5),
+                Io::Branch { .. } => (Fault::NoSpace, 28),
                 Io::Sent { .. } => return Fate::Done,
             };
         if self.strikes(fault, random) {

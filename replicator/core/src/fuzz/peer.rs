@@ -235,6 +235,8 @@ fn hostile_hello(mine: &Hello, node: NodeId, choices: &mut Choices<'_>) -> Hello
         7 => hello.disk_state = [DiskState::Outdated, DiskState::Failed][choices.below(2)],
         8 => hello.history.truncate(choices.sequence(Sequence(1))),
         9 => hello.volume_bytes = choices.number(hello.volume_bytes),
+        10 => (hello.yields, hello.diverges) = (choices.one_in(2), choices.one_in(2)),
+        11 => hello.discards_of = Some(mine.node),
         _ => {}
     }
     hello

@@ -98,10 +98,19 @@ impl Machine {
         if let Some(point) = self.intake_bound() {
             bound = bound.min(point);
         }
-        match self.meta.saved.apply_limit {
-            Sequence(0) => bound,
-            limit => bound.min(limit),
+        // A limit counts from when it is chosen until it is surely no longer stored.
+        for limit in [self.meta.current.apply_limit, self.meta.saved.apply_limit] {
+            if limit > Sequence(0) {
+                bound = bound.min(limit);
+            }
         }
+        bound
+    }
+
+    /// The last entry that is applied, or is being applied now.
+    pub(super) fn apply_end(&self) -> Sequence {
+        let under_way = self.apply.batch_end.and_then(|end| self.log.frame(end));
+        under_way.map_or(self.log.applied.position.sequence, crate::log::Frame::last)
     }
 
     pub(super) fn pump_apply(&mut self, arena: &mut [u8]) {

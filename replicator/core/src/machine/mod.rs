@@ -25,6 +25,8 @@ mod checkpoint;
 mod commit;
 mod discard;
 mod follow;
+mod fork;
+mod freeze;
 mod gather;
 mod greet;
 mod maps;
@@ -33,6 +35,7 @@ mod peer;
 mod persist;
 mod read;
 mod report;
+mod resolve;
 mod role;
 mod source;
 mod stream;
@@ -45,6 +48,7 @@ use alloc::vec::Vec;
 
 use crate::command::{Command, Report, RequestError};
 use crate::config::Config;
+use crate::dirty::DirtyMap;
 use crate::disk::superblock::DiskState;
 use crate::event::{AdminAction, Errno, Event, IoResult};
 use crate::extents::Extents;
@@ -61,12 +65,14 @@ use crate::wire::envelope::Envelope;
 use apply::Apply;
 use checkpoint::Checkpoint;
 use discard::Discard;
+use freeze::Freeze;
 use gather::Gather;
 use maps::Saving;
 use meta::Meta;
 use peer::{Link, Peer};
 use persist::Persist;
 use read::Reads;
+use resolve::Resolve;
 use role::RoleState;
 use source::BlockRead;
 use target::{Intake, Placing};
@@ -136,6 +142,20 @@ pub struct Machine {
     saving: Option<Saving>,
     /// The data here is about to be discarded, or that is being stored.
     discard: Option<Discard>,
+    /// What is here past a common point is being given up.
+    resolve: Option<Box<Resolve>>,
+    /// Blocks that differ from what the copy is complete for, while it is being brought level after a fork.
+    diverged: Option<Box<DirtyMap>>,
+    /// Why the last branch could not be kept.
+    branch_failure: Option<String>,
+    /// Whose data an operator gave up here; it is asked as soon as it says hello.
+    discards_of: Option<NodeId>,
+    /// Apply stands still at one position.
+    freeze: Option<Freeze>,
+    /// Frames below this number, beyond the limit, have given up their memory.
+    frozen_released: u64,
+    /// What a wall clock showed when the driver's clock was 0, in milliseconds since 1970; 0 if not known.
+    wall_zero_ms: u64,
     /// A device failed since this process began: what was under way may be lost.
     has_failed: bool,
     frozen: Option<String>,
@@ -164,6 +184,7 @@ enum Io {
     Place = 15,
     IntakeSync = 16,
     DrainSync = 17,
+    Branch = 18,
 }
 
 impl Io {
@@ -202,6 +223,13 @@ impl Machine {
         let peers = peers.collect();
         let stable = recovered.stable.min(recovered.log.last());
         let mut meta = Meta::new(recovered.superblock);
+        let mut diverged = recovered.diverged.filter(|_| meta.current.diverges).map(Box::new);
+        if meta.current.diverges && diverged.is_none() {
+            // Which blocks differ is not known any more: the copy is complete for nothing.
+            (meta.current.diverges, meta.current.data_base) = (false, None);
+            meta.current.discards += 1;
+        }
+        let freeze = (meta.current.apply_limit > Sequence(0)).then_some(Freeze::Settling { id: None, saved: 0 });
         meta.current.window_bytes = meta.current.window_bytes.max(config.arena_bytes as u64);
         meta.change();
         let mut machine = Self {
@@ -236,6 +264,13 @@ impl Machine {
             drain_sync: None,
             saving: None,
             discard: None,
+            resolve: None,
+            diverged: diverged.take(),
+            branch_failure: None,
+            discards_of: None,
+            freeze,
+            frozen_released: 0,
+            wall_zero_ms: 0,
             has_failed: false,
             frozen: None,
             counters: Counters::default(),
@@ -245,8 +280,22 @@ impl Machine {
             meta,
             pool,
         };
+        if machine.meta.current.yields {
+            machine.resolve = Some(Box::new(Resolve::waiting(machine.empty_map())));
+        }
         machine.pump_meta();
         machine
+    }
+
+    /// Tells what a wall clock shows when the driver's clock is 0, in milliseconds since 1970. Only people are shown
+    /// what follows from it.
+    pub fn set_wall_clock(&mut self, at_zero_ms: u64) {
+        self.wall_zero_ms = at_zero_ms;
+    }
+
+    /// Milliseconds since 1970; 0 if not known.
+    fn wall_ms(&self) -> u64 {
+        if self.wall_zero_ms == 0 { 0 } else { self.wall_zero_ms + self.now.0 / 1_000_000 }
     }
 
     /// Takes in one event. The bytes of the arena are read and written only where this machine owns them.
@@ -263,6 +312,9 @@ impl Machine {
                 self.on_zero(request, offset, length, kind, fua);
             }
             Event::Read { request, offset, destination } => self.on_read(request, offset, destination, arena),
+            Event::ReadFrozen { request, offset, destination } => {
+                self.on_read_frozen(request, offset, destination);
+            }
             Event::Flush { request } => self.on_flush(request),
             Event::TurnEnd | Event::Timeout => self.pump(arena),
             Event::Message { link, envelope, body } => self.on_message(link, &envelope, body),
@@ -295,6 +347,7 @@ impl Machine {
             Event::DiskSynced { token, result } if Io::DrainSync.is(token) => self.on_drained(result),
             Event::DiskSynced { result, .. } => self.on_disk_synced(result),
             Event::SuperblockWritten { result, .. } => self.on_superblock_written(result),
+            Event::BranchKept { token, result } => self.on_branch_kept(token, result),
             other => unreachable!("handled by the caller: {other:?}"),
         }
     }
@@ -305,6 +358,9 @@ impl Machine {
             AdminAction::Demote => self.on_demote(id),
             AdminAction::Shrink { node } => self.on_shrink(id, node),
             AdminAction::Invalidate => self.on_invalidate(id),
+            AdminAction::Resolve { discard } => self.on_resolve(id, discard),
+            AdminAction::FreezeApply => self.on_freeze(id),
+            AdminAction::Thaw => self.on_thaw(id),
             AdminAction::Stop => self.on_stop(id),
         }
     }
@@ -331,6 +387,8 @@ impl Machine {
         self.close_frames(arena);
         self.advance_role(arena);
         self.advance_discard();
+        self.advance_resolve();
+        self.advance_freeze();
         self.write_mark(arena);
         self.pump_persist();
         self.track_held();

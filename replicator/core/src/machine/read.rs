@@ -19,6 +19,8 @@ struct Read {
     view: Sequence,
     /// The reign that took it: what it saw may be of the past in another one.
     epoch: Epoch,
+    /// Of the frozen export: what it saw is right whatever has become of the role.
+    frozen: bool,
     parts_left: u32,
     failed: bool,
 }
@@ -80,7 +82,7 @@ impl Machine {
         let gaps = core::mem::take(&mut self.reads.gaps);
         let parts_left = u32::try_from(gaps.len()).expect("bounded by the sectors of a read");
         let (view, epoch, failed) = (self.overlay_through, self.meta.saved.record.epoch, false);
-        let slot = self.reads.add(Read { request, start: offset, end, view, epoch, parts_left, failed });
+        let slot = self.reads.add(Read { request, start: offset, end, view, epoch, frozen: false, parts_left, failed });
         for &(from, to) in &gaps {
             let skip = usize::try_from(from - offset).expect("within the destination");
             let len = usize::try_from(to - from).expect("within the destination");
@@ -88,6 +90,23 @@ impl Machine {
             self.push(Command::ReadDisk { token: Io::Read.token(u64::from(slot)), offset: from, span });
         }
         self.reads.gaps = gaps;
+    }
+
+    /// A read of what the disk holds while apply stands still. Should that end meanwhile, nothing is applied under it.
+    pub(super) fn on_read_frozen(&mut self, request: RequestId, offset: u64, destination: Span) {
+        let end = offset.saturating_add(destination.len as u64);
+        let aligned = offset.is_multiple_of(SECTOR_BYTES) && end.is_multiple_of(SECTOR_BYTES);
+        if !self.is_frozen_open() || end > self.meta.saved.volume_bytes || !aligned {
+            let error = if self.is_frozen_open() { RequestError::Range } else { RequestError::NotServing };
+            return self.complete(request, Err(error));
+        }
+        self.counters.reads += 1;
+        self.counters.read_bytes += destination.len as u64;
+        let (view, epoch) = (self.log.applied.position.sequence, self.meta.saved.record.epoch);
+        let read =
+            Read { request, start: offset, end, view, epoch, frozen: true, parts_left: 1, failed: false };
+        let slot = self.reads.add(read);
+        self.push(Command::ReadDisk { token: Io::Read.token(u64::from(slot)), offset, span: destination });
     }
 
     /// Copies what unapplied entries cover of `offset..end`, and collects the gaps.
@@ -124,7 +143,8 @@ impl Machine {
         }
         let read = self.reads.slots[slot].take().expect("a read under way");
         self.reads.free.push(u32::try_from(slot).expect("a slot"));
-        let answer = if !self.role.is_serving() || read.epoch != self.meta.saved.record.epoch {
+        let is_past = !self.role.is_serving() || read.epoch != self.meta.saved.record.epoch;
+        let answer = if !read.frozen && is_past {
             Err(RequestError::NotServing)
         } else if read.failed {
             Err(RequestError::Device)

@@ -36,6 +36,10 @@ impl Machine {
             arena_used_bytes: u64::from(self.pool.used_pages()) * PAGE_BYTES as u64,
             arena_bytes: self.config.arena_bytes as u64,
             superblock_repairs: meta.current.repairs,
+            branching: self.branching(),
+            branch_failure: self.branch_failure(),
+            discards_of: self.discards_of,
+            freeze: self.freeze_status(),
             peers: (0..self.peers.len()).map(|index| self.peer_status(index)).collect(),
             counters: self.counters,
         }
@@ -56,6 +60,7 @@ impl Machine {
             ack: peer.ack(),
             resync: self.progress(index),
             dirty_blocks: peer.tracker.map().dirty_blocks(),
+            fork: peer.fork.as_ref().map(|fork| fork.status),
         }
     }
 

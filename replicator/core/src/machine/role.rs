@@ -146,6 +146,7 @@ impl Machine {
         if let Err(error) = self.may_promote(force) {
             return self.answer_admin(id, Err(error));
         }
+        self.thaw("this replica is being promoted");
         let hellos = self.peers.iter().filter_map(|peer| peer.link.as_ref()?.hello.as_ref());
         let seen = hellos.map(|hello| hello.promised.max(hello.record.epoch)).max().unwrap_or_default();
         let epoch = seen.max(self.meta.current.promised).next();
@@ -171,6 +172,10 @@ impl Machine {
             let suspect = if current.suspect { " and suspect" } else { "" };
             let text = format!("the copy here is {}{suspect}: promote another replica", current.disk_state);
             return Err(AdminError::Refused(text));
+        }
+        if current.yields {
+            let text = "what this copy has past the common point of a fork is given up: promote the other one";
+            return Err(AdminError::Refused(String::from(text)));
         }
         for peer in &self.peers {
             // One that is refused says hello again and again, on connections that end at once.
@@ -346,6 +351,10 @@ impl Machine {
         }
         let mut record = self.meta.saved.record;
         for (node, answer) in &attempt.answers {
+            if self.yields(*node) && answer.granted {
+                // What it has and knows past the common point was given up.
+                continue;
+            }
             if answer.record.order() > record.order() {
                 record = answer.record;
             }
@@ -465,6 +474,7 @@ impl Machine {
         let buffer = self.pool.take(FRAME_HEADER_BYTES)?;
         let first = self.log.last().next();
         let chain_before = self.log.head.chain;
+        self.meta.current.reign_ms = self.wall_ms();
         self.persist.history.push(Reign { epoch: record.epoch, reign: record.reign, first, chain_before });
         let (kind, fua, payload_crc) = (EntryKind::EpochStart, true, 0);
         let entry = Entry { kind, fua, payload_crc, offset: 0, length: 0, payload_at: 0 };
@@ -580,7 +590,9 @@ impl Machine {
             return;
         }
         let still = !self.log.has_unwritten() && !self.log.has_undurable() && self.apply.is_idle();
-        let applied = self.log.applied.position.sequence >= self.stable.min(self.log.last());
+        let bound = self.stable.min(self.log.last());
+        let limit = Some(self.meta.current.apply_limit).filter(|limit| *limit > Sequence(0));
+        let applied = self.log.applied.position.sequence >= limit.map_or(bound, |limit| limit.min(bound));
         let at_rest = still && applied && self.is_checkpointed() && self.meta.is_idle();
         if at_rest || late || self.is_failed() || self.apply.waits_for_space() {
             self.meta.current.clean = at_rest;
@@ -720,6 +732,13 @@ impl Machine {
         }
     }
 
+    /// Whether the peer said that what it has past the common point of a fork was given up.
+    fn yields(&self, node: NodeId) -> bool {
+        let peer = self.peers.iter().find(|peer| peer.config.node == node);
+        let hello = peer.and_then(|peer| peer.link.as_ref()?.hello.as_ref());
+        hello.is_some_and(|hello| hello.yields)
+    }
+
     /// Remembers a record that a connected replica knows and this one does not: nobody acts on an older one.
     pub(super) fn learn_records(&mut self) {
         let follows = |peer: &super::peer::Peer| {
@@ -727,12 +746,13 @@ impl Machine {
             state.is_some_and(LinkState::is_target)
         };
         // Whoever follows a Primary is told by it.
-        if !matches!(self.role, RoleState::Secondary) || self.peers.iter().any(follows) {
+        let yields = self.meta.current.yields;
+        if yields || !matches!(self.role, RoleState::Secondary) || self.peers.iter().any(follows) {
             return;
         }
         let hellos = self.peers.iter().filter_map(|peer| {
             let link = peer.link.as_ref().filter(|link| link.state == LinkState::Idle)?;
-            link.hello.as_ref().map(|hello| hello.record)
+            link.hello.as_ref().filter(|hello| !hello.yields).map(|hello| hello.record)
         });
         let newest = hellos.max_by_key(Record::order);
         // By its record a replica knows who was asked before the end of its log was answered. Until that end is stable

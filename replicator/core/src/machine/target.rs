@@ -346,6 +346,8 @@ impl Machine {
         if begins_to_save {
             let current = &mut self.meta.current;
             (current.disk_state, current.suspect, current.data_base) = (DiskState::UpToDate, false, None);
+            current.diverges = false;
+            self.diverged = None;
             let saved = self.meta.change();
             self.intake.as_mut().expect("looked at").saved = Some(saved);
         }

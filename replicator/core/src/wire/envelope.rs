@@ -10,7 +10,7 @@ const MAGIC: u32 = u32::from_le_bytes(*b"HFm1");
 /// Bytes of an envelope.
 pub const ENVELOPE_BYTES: usize = 96;
 /// Version of the wire format; see the history in `docs/formats.md`.
-pub const WIRE_VERSION: u16 = 2;
+pub const WIRE_VERSION: u16 = 3;
 
 /// What the body is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +48,8 @@ pub enum MessageKind {
     Placed = 15,
     /// Source to target: that was all.
     Finish = 16,
+    /// Both ways: blocks that changed here since the common point of two logs that parted.
+    Changed = 50,
 }
 
 impl MessageKind {
@@ -69,6 +71,7 @@ impl MessageKind {
             14 => Self::Blocks,
             15 => Self::Placed,
             16 => Self::Finish,
+            50 => Self::Changed,
             _ => return None,
         })
     }

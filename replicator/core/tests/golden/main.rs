@@ -87,6 +87,7 @@ fn header(total_bytes: u32, chain_after: Chain) -> FrameHeader {
         chain_after,
         committed: Sequence(0x0123_4567_89a0),
         stable: Sequence(0x0123_4567_8990),
+        closed_ms: 0,
     }
 }
 
