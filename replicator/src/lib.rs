@@ -7,6 +7,7 @@
 //! All `unsafe` of the data path lies in `ring`.
 
 mod arena;
+pub mod branch;
 mod auth;
 mod clock;
 pub mod config;

@@ -5,6 +5,7 @@
 
 mod failover;
 mod foreign;
+mod fork;
 mod hostile;
 mod kill;
 mod messages;

@@ -14,7 +14,8 @@ use thiserror::Error;
 use tokio::net::UnixStream;
 
 use super::json::{
-    Demote, Done, Failure, FailureReason, Invalidate, NodeStatus, Promote, Shrink, Version, VolumeReport,
+    BranchList, DeleteBranch, Demote, Done, Failure, FailureReason, Invalidate, NodeStatus, Nothing, Promote, Resolve,
+    Shrink, Version, VolumeReport,
 };
 
 /// Bytes of an answer.
@@ -138,6 +139,47 @@ impl Client {
     pub fn invalidate(&self, volume: &str) -> Result<Done, ClientError> {
         let body = Invalidate { discard_my_data: true };
         self.ask(Method::POST, &route(volume, "/invalidate"), &body)
+    }
+
+    /// Gives up what `node` has past the common point of a fork.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is a no.
+    pub fn resolve(&self, volume: &str, node: &str) -> Result<Done, ClientError> {
+        self.ask(Method::POST, &route(volume, "/resolve"), &Resolve { discard: node.to_owned() })
+    }
+
+    /// Stops apply at one position.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is a no.
+    pub fn freeze_apply(&self, volume: &str) -> Result<Done, ClientError> {
+        self.ask(Method::POST, &route(volume, "/freeze-apply"), &Nothing {})
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is a no.
+    pub fn thaw(&self, volume: &str) -> Result<Done, ClientError> {
+        self.ask(Method::POST, &route(volume, "/thaw"), &Nothing {})
+    }
+
+    /// What was kept of forks.
+    ///
+    /// # Errors
+    /// If there is no answer, or they cannot be listed.
+    pub fn branches(&self, volume: &str) -> Result<BranchList, ClientError> {
+        self.ask(Method::GET, &route(volume, "/branches"), &())
+    }
+
+    /// Removes a branch.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is a no.
+    pub fn delete_branch(&self, volume: &str, name: &str) -> Result<Done, ClientError> {
+        let body = DeleteBranch { name: name.to_owned() };
+        self.ask(Method::POST, &route(volume, "/branches/delete"), &body)
     }
 
     /// Asks for what lies at `route`.

@@ -7,6 +7,10 @@ use replicator_core::wire::message::Ack;
 use serde::{Deserialize, Serialize};
 
 use super::advice;
+use super::fork_words::branching_word;
+pub use super::fork_words::{
+    BranchList, BranchReport, DeleteBranch, ForkReport, ForkSideReport, FreezeReport, Nothing, Resolve,
+};
 use super::facts::{Facts, protocol_letter};
 use crate::VolumeStatus;
 use crate::config::format_uuid;
@@ -129,6 +133,14 @@ pub struct ReplicaReport {
     pub ring_flags: String,
     /// Whether the process has locked its memory.
     pub memory_locked: bool,
+    /// What this copy has past a fork is being given up: `waits-for-primary`, `keeping` or `kept`.
+    pub branching: Option<String>,
+    /// Why the last branch could not be kept.
+    pub branch_failure: Option<String>,
+    /// The node that an operator asked here to yield, until it has heard of it.
+    pub discards_of: Option<String>,
+    /// Apply stands still.
+    pub freeze: Option<FreezeReport>,
     /// The other replicas.
     pub peers: Vec<PeerReport>,
     /// Things counted since the process started.
@@ -184,6 +196,8 @@ pub struct PeerReport {
     pub resync: Option<ResyncReport>,
     /// Bytes of the volume that its copy may lack, as far as the journal does not say it.
     pub dirty_bytes: u64,
+    /// Where its log parted from this one.
+    pub fork: Option<ForkReport>,
 }
 
 /// How far a resync has come.
@@ -354,6 +368,10 @@ impl ReplicaReport {
             backends: status.backends.clone(),
             ring_flags: status.ring_flags.clone(),
             memory_locked: status.memory_locked,
+            branching: core.branching.map(|branching| branching_word(branching).to_owned()),
+            branch_failure: core.branch_failure.clone(),
+            discards_of: core.discards_of.map(|node| facts.name_of(node)),
+            freeze: core.freeze.map(|freeze| FreezeReport::new(volume, freeze)),
             peers: core.peers.iter().map(|peer| PeerReport::new(facts, volume, peer)).collect(),
             counters: CountersReport::from(core.counters),
         }
@@ -374,6 +392,7 @@ impl PeerReport {
             ack: AckReport::from(peer.ack),
             resync: peer.resync.map(ResyncReport::from),
             dirty_bytes: peer.dirty_blocks * BLOCK_BYTES,
+            fork: peer.fork.map(ForkReport::from),
         }
     }
 }

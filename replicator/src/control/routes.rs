@@ -14,7 +14,7 @@ use axum::{Json, Router};
 use hyper::body::Bytes;
 use replicator_core::command::AdminError;
 use replicator_core::event::AdminAction;
-use replicator_core::units::ReignId;
+use replicator_core::units::{NodeId, ReignId};
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::de::DeserializeOwned;
 
@@ -22,7 +22,8 @@ use super::Volume;
 use super::activity::Activity;
 use super::facts::Facts;
 use super::json::{
-    Demote, Done, Failure, FailureReason, Invalidate, NodeStatus, Promote, Shrink, Version, VolumeReport,
+    BranchList, BranchReport, DeleteBranch, Demote, Done, Failure, FailureReason, Invalidate, NodeStatus, Nothing,
+    Promote, Resolve, Shrink, Version, VolumeReport,
 };
 use crate::error::VolumeError;
 
@@ -53,6 +54,11 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/volumes/{volume}/demote", post(demote))
         .route("/v1/volumes/{volume}/shrink", post(shrink))
         .route("/v1/volumes/{volume}/invalidate", post(invalidate))
+        .route("/v1/volumes/{volume}/resolve", post(resolve))
+        .route("/v1/volumes/{volume}/freeze-apply", post(freeze_apply))
+        .route("/v1/volumes/{volume}/thaw", post(thaw))
+        .route("/v1/volumes/{volume}/branches", get(branches))
+        .route("/v1/volumes/{volume}/branches/delete", post(delete_branch))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(from_fn(take_body))
@@ -155,12 +161,77 @@ async fn shrink(
     body: Bytes,
 ) -> Result<Json<Done>, Refusal> {
     let request: Shrink = parse(&body)?;
-    let node = shared.facts.id_of(&request.node).ok_or_else(|| {
-        let known = shared.facts.node_names().join(", ");
-        let message = format!("there is no node \"{}\" in this cluster", request.node);
-        Refusal::new(StatusCode::BAD_REQUEST, "unknown-node", message, format!("its nodes are: {known}"))
-    })?;
+    let node = node_of(&shared, &request.node)?;
     act(&shared, &name, AdminAction::Shrink { node }).await
+}
+
+fn node_of(shared: &Shared, name: &str) -> Result<NodeId, Refusal> {
+    shared.facts.id_of(name).ok_or_else(|| {
+        let known = shared.facts.node_names().join(", ");
+        let message = format!("there is no node \"{name}\" in this cluster");
+        Refusal::new(StatusCode::BAD_REQUEST, "unknown-node", message, format!("its nodes are: {known}"))
+    })
+}
+
+async fn resolve(
+    State(shared): AppState,
+    VolumeName(name): VolumeName,
+    body: Bytes,
+) -> Result<Json<Done>, Refusal> {
+    let request: Resolve = parse(&body)?;
+    let discard = node_of(&shared, &request.discard)?;
+    act(&shared, &name, AdminAction::Resolve { discard }).await
+}
+
+async fn freeze_apply(
+    State(shared): AppState,
+    VolumeName(name): VolumeName,
+    body: Bytes,
+) -> Result<Json<Done>, Refusal> {
+    let _: Nothing = parse(&body)?;
+    act(&shared, &name, AdminAction::FreezeApply).await
+}
+
+async fn thaw(
+    State(shared): AppState,
+    VolumeName(name): VolumeName,
+    body: Bytes,
+) -> Result<Json<Done>, Refusal> {
+    let _: Nothing = parse(&body)?;
+    act(&shared, &name, AdminAction::Thaw).await
+}
+
+async fn branches(
+    State(shared): AppState,
+    VolumeName(name): VolumeName,
+) -> Result<Json<BranchList>, Refusal> {
+    let volume = find(&shared, &name)?;
+    let list = blocking(move || volume.branches()).await?.map_err(|error| branch_refusal(&error))?;
+    Ok(Json(BranchList { branches: list.into_iter().map(|branch| BranchReport::new(&name, branch)).collect() }))
+}
+
+async fn delete_branch(
+    State(shared): AppState,
+    VolumeName(name): VolumeName,
+    body: Bytes,
+) -> Result<Json<Done>, Refusal> {
+    let request: DeleteBranch = parse(&body)?;
+    let volume = find(&shared, &name)?;
+    let branch = request.name.clone();
+    blocking(move || volume.delete_branch(&branch)).await?.map_err(|error| branch_refusal(&error))?;
+    Ok(Json(Done { message: format!("branch {} of {name} is deleted", request.name) }))
+}
+
+fn branch_refusal(error: &std::io::Error) -> Refusal {
+    let (status, code) = match error.kind() {
+        std::io::ErrorKind::NotFound => (StatusCode::NOT_FOUND, "unknown-branch"),
+        _ => (StatusCode::INTERNAL_SERVER_ERROR, "branch"),
+    };
+    let message = match code {
+        "unknown-branch" => "there is no such branch".to_owned(),
+        _ => error.to_string(),
+    };
+    Refusal::new(status, code, message, "holdfast branch list shows what there is".to_owned())
 }
 
 async fn invalidate(

@@ -36,6 +36,7 @@ fn options(dir: &Path) -> VolumeOptions {
         block_bytes: 512,
         disk: dir.join("disk"),
         journal: dir.join("journal"),
+        branches: dir.join("branches"),
         journal_bytes: 32 << 20,
         direct_io: DirectIo::Auto,
         listen,

@@ -106,6 +106,8 @@ pub enum Seen {
     Refused(String),
     /// It opened or closed its export.
     Serve(bool),
+    /// It opened its frozen export.
+    Frozen,
     /// It read its journal: into the start of the arena only what recovery left is ever loaded.
     JournalRead { into_reserve: bool },
 }
@@ -320,6 +322,9 @@ impl Node {
                 self.ios.push(Io::ReadJournal { token, offset: device_offset, span });
             }
             Command::ReadDisk { token, offset, span } => self.ios.push(Io::ReadDisk { token, offset, span }),
+            Command::WriteDisk { .. } | Command::ZeroDisk { .. } if self.frozen => {
+                broken("frozen-disk-written", "apply goes on though the frozen export is open");
+            }
             Command::WriteDisk { token, offset, span } => {
                 let bytes = self.copy(span);
                 self.seen.push(Seen::DiskAsked { offset, bytes: bytes.clone() });
@@ -370,7 +375,12 @@ impl Node {
                 self.serving = open;
                 self.seen.push(Seen::Serve(open));
             }
-            Command::ServeFrozen { open } => self.frozen = open,
+            Command::ServeFrozen { open } => {
+                self.frozen = open;
+                if open {
+                    self.seen.push(Seen::Frozen);
+                }
+            }
             Command::KeepBranch { token, plan } => {
                 let branch = Box::new(Branch::of(*plan, &self.disk));
                 self.ios.push(Io::Branch { token, branch });

@@ -106,6 +106,8 @@ pub struct Run {
     spoiled: Vec<bool>,
     image: Option<(usize, SimDisk, SimDisk)>,
     tries: usize,
+    /// How often the fork with each node was resolved.
+    resolved: Vec<usize>,
     busy_until: u64,
 }
 
@@ -139,6 +141,7 @@ impl Run {
             spoiled: vec![false; nodes],
             image: None,
             tries: 0,
+            resolved: vec![0; nodes],
             busy_until: 0,
         }
     }
@@ -190,12 +193,35 @@ impl Run {
             self.world.client();
         }
         self.chance_strikes();
+        self.freeze_or_resolve();
         self.bring_back();
         if self.world.random.percent(3) || !self.world.step() {
             self.world.pass_time();
         }
         self.hear_answers();
         self.moments_strike();
+    }
+
+    /// In some runs secondaries are frozen now and then, and forks are resolved while faults go on.
+    fn freeze_or_resolve(&mut self) {
+        if self.plan.seed % 4 != 2 {
+            return;
+        }
+        let node = self.world.random.index(self.world.nodes.len());
+        let Some(status) = self.world.status(node) else { return };
+        let fork = status.peers.iter().find(|peer| peer.fork.is_some()).map(|peer| peer.node);
+        match fork {
+            Some(other) if self.world.random.percent(3) => {
+                let discard = if self.world.random.percent(50) { node_id(node) } else { other };
+                self.ask(node, AdminAction::Resolve { discard });
+            }
+            _ if self.world.random.below(1000) < 4 => {
+                let action =
+                    if status.freeze.is_some() { AdminAction::Thaw } else { AdminAction::FreezeApply };
+                self.ask(node, action);
+            }
+            _ => {}
+        }
     }
 
     /// Each kind of fault may happen by itself.
@@ -650,9 +676,18 @@ impl Run {
         if let Some(other) = leading.into_iter().find(|n| *n != primary) {
             return self.ask(other, AdminAction::Demote);
         }
+        let frozen = |n: usize| self.world.status(n).is_some_and(|status| status.freeze.is_some());
+        if let Some(n) = (0..count).find(|n| frozen(*n)) {
+            return self.ask(n, AdminAction::Thaw);
+        }
         let status = self.world.status(primary).expect("it is up");
         for peer in &status.peers {
             let t = usize::from(peer.node.0);
+            if peer.fork.is_some() && self.plan.seed.is_multiple_of(2) && self.resolved[t] < 4 {
+                self.resolved[t] += 1;
+                self.busy_until = self.world.now + 12_000 * MS;
+                return self.ask(primary, AdminAction::Resolve { discard: peer.node });
+            }
             let promised = peer.reason.as_deref().is_some_and(|reason| reason.contains("promise"));
             if promised && peer.connection == Connection::StandAlone {
                 self.busy_until = self.world.now + 8000 * MS;

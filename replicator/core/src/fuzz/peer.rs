@@ -55,6 +55,8 @@ fn hostile_step(rig: &mut Rig, choices: &mut Choices<'_>) {
                 0 => AdminAction::Demote,
                 1 => AdminAction::Shrink { node: NodeId(1) },
                 2 if choices.one_in(8) => AdminAction::Stop,
+                2 if choices.one_in(2) => AdminAction::Resolve { discard: NodeId(choices.byte() % 2) },
+                3 if choices.one_in(2) => AdminAction::FreezeApply,
                 kind => AdminAction::Promote { force: kind > 4, reign: ReignId(u128::from(choices.byte())) },
             };
             rig.admin(action);

@@ -229,6 +229,8 @@ impl Machine {
             (meta.current.diverges, meta.current.data_base) = (false, None);
             meta.current.discards += 1;
         }
+        let limit = meta.current.apply_limit;
+        let touched = if limit > Sequence(0) { stable.min(limit) } else { stable };
         let freeze = (meta.current.apply_limit > Sequence(0)).then_some(Freeze::Settling { id: None, saved: 0 });
         meta.current.window_bytes = meta.current.window_bytes.max(config.arena_bytes as u64);
         meta.change();
@@ -237,7 +239,7 @@ impl Machine {
             role: RoleState::Secondary,
             gather: Gather::new(),
             persist: Persist::new(stable, recovered.history),
-            apply: Apply::new(reserve),
+            apply: Apply::new(reserve, touched),
             checkpoint: Checkpoint::new(recovered.log.applied),
             reads: Reads::new(),
             peers,

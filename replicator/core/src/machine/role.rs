@@ -147,6 +147,10 @@ impl Machine {
             return self.answer_admin(id, Err(error));
         }
         self.thaw("this replica is being promoted");
+        if self.meta.current.yields {
+            self.meta.current.yields = false;
+            self.resolve = None;
+        }
         let hellos = self.peers.iter().filter_map(|peer| peer.link.as_ref()?.hello.as_ref());
         let seen = hellos.map(|hello| hello.promised.max(hello.record.epoch)).max().unwrap_or_default();
         let epoch = seen.max(self.meta.current.promised).next();
@@ -173,8 +177,9 @@ impl Machine {
             let text = format!("the copy here is {}{suspect}: promote another replica", current.disk_state);
             return Err(AdminError::Refused(text));
         }
-        if current.yields {
-            let text = "what this copy has past the common point of a fork is given up: promote the other one";
+        if current.yields && (!force || self.is_branching()) {
+            let text = "what this copy has past the common point of a fork is given up: promote the other one; as long as \
+                        no branch is being kept, --force takes that back";
             return Err(AdminError::Refused(String::from(text)));
         }
         for peer in &self.peers {
