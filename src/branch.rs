@@ -64,16 +64,25 @@ pub(crate) fn run(command: &BranchCommand) -> Result<()> {
         BranchCommand::List(arguments) => {
             let client = target::client(&arguments.target)?;
             let list = client.branches(&arguments.volume)?;
-            if arguments.json { output::print_json(&list, true) } else { output::print(&table(&list.branches)) }
+            if arguments.json {
+                output::print_json(&list, true)
+            } else {
+                output::print(&table(&list.branches))
+            }
         }
         BranchCommand::Show(arguments) => {
             let (_, branch) = find(arguments)?;
-            if arguments.volume.json { output::print_json(&branch, true) } else { output::print(&shown(&branch)) }
+            if arguments.volume.json {
+                output::print_json(&branch, true)
+            } else {
+                output::print(&shown(&branch))
+            }
         }
         BranchCommand::Export(arguments) => {
             let (client, branch) = find(arguments)?;
             let volume = client.volume(&arguments.volume.volume)?;
-            let uris: Vec<String> = volume.nbd.iter().map(|uri| uri_of(uri, &volume.name, &branch.export)).collect();
+            let uris: Vec<String> =
+                volume.nbd.iter().map(|uri| uri_of(uri, &volume.name, &branch.export)).collect();
             if arguments.volume.json {
                 output::print_json(&serde_json::json!({ "export": branch.export, "nbd": uris }), true)
             } else {
@@ -123,7 +132,12 @@ fn shown(branch: &BranchReport) -> String {
     let what = if branch.is_everything { " (all: which ones differ could not be told)" } else { "" };
     let _ = writeln!(out, "  content of the log up to {}, which parted after {}", branch.head, branch.common);
     let _ = writeln!(out, "  {} blocks, {}{what}", branch.blocks, human_bytes(branch.bytes));
-    let _ = writeln!(out, "  kept at {} ms since 1970, {} on disk", branch.kept_ms, human_bytes(branch.stored_bytes));
+    let _ = writeln!(
+        out,
+        "  kept at {} ms since 1970, {} on disk",
+        branch.kept_ms,
+        human_bytes(branch.stored_bytes)
+    );
     let _ = write!(out, "  export {}, file {}", branch.export, branch.path);
     out
 }

@@ -7,10 +7,10 @@ use nbd_frontend::{Negotiated, Reject, ReplyFormat, ReplyTag, Request, Session};
 use replicator_core::command::RequestError;
 use replicator_core::units::{Buffer, Instant, PAGE_BYTES, Span};
 
-use crate::driver::{BRANCH, FROZEN, Op};
 use crate::driver::inbox::Inbox;
 use crate::driver::outbox::Outbox;
 use crate::driver::slab::Key;
+use crate::driver::{BRANCH, FROZEN, Op};
 use crate::ring::{FileId, Ring};
 
 /// Bytes of a connection's receive buffer.

@@ -7,8 +7,8 @@
 //! All `unsafe` of the data path lies in `ring`.
 
 mod arena;
-pub mod branch;
 mod auth;
+pub mod branch;
 mod clock;
 pub mod config;
 pub mod control;

@@ -78,7 +78,8 @@ pub fn open(options: VolumeOptions) -> Result<VolumeHandle, StartError> {
     let name = options.name.clone();
     let handle = VolumeHandle::new(name.clone(), sender, waker, Arc::clone(&exit), branches.clone());
     let beside = Beside::new(branches, handle.clone());
-    let parts = Parts { options, machine, arena, disk, journal, listeners, exports, requests, wake, log, beside };
+    let parts =
+        Parts { options, machine, arena, disk, journal, listeners, exports, requests, wake, log, beside };
     spawn(&name, parts, exit)?;
     Ok(handle)
 }

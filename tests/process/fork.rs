@@ -77,7 +77,9 @@ fn two_primaries_by_force_are_told_apart_resolved_and_nothing_is_lost() {
     for node in 0..2 {
         let text = sandbox.status_text(node);
         assert!(text.contains("split brain") && text.contains("holdfast resolve r0 --discard"), "{text}");
-        wait_for("the log to tell", || sandbox.log(node).contains("fork: the logs here and on").then_some(()));
+        wait_for("the log to tell", || {
+            sandbox.log(node).contains("fork: the logs here and on").then_some(())
+        });
     }
     wait_for("a to have applied all", || sandbox.status(0).filter(|v| v["applied"] == v["journaled"]));
     let held = std::fs::read(&sandbox.nodes[0].disk).unwrap();
@@ -99,7 +101,10 @@ fn two_primaries_by_force_are_told_apart_resolved_and_nothing_is_lost() {
     let stays = {
         let mut client = Client::connect(&sandbox.nodes[1].nbd_socket).unwrap();
         let mut bytes = vec![0; held.len()];
-        bytes.chunks_mut(MIB).enumerate().for_each(|(n, piece)| client.read_at((n * MIB) as u64, piece).unwrap());
+        bytes
+            .chunks_mut(MIB)
+            .enumerate()
+            .for_each(|(n, piece)| client.read_at((n * MIB) as u64, piece).unwrap());
         bytes
     };
     let mut differing = 0;
@@ -112,8 +117,14 @@ fn two_primaries_by_force_are_told_apart_resolved_and_nothing_is_lost() {
     }
     assert!(differing >= 200, "{differing}");
     assert!(branch["blocks"].as_u64().unwrap() < 1000, "{branch}");
-    let deleted =
-        run(&["branch", "delete", "r0", branch["name"].as_str().unwrap(), "--control", &sandbox.nodes[0].control]);
+    let deleted = run(&[
+        "branch",
+        "delete",
+        "r0",
+        branch["name"].as_str().unwrap(),
+        "--control",
+        &sandbox.nodes[0].control,
+    ]);
     assert!(deleted.status.success(), "{deleted:?}");
     assert!(read_export(&sandbox.nodes[0].nbd_socket, export).is_err(), "it is still offered");
     let disks = sandbox.stop_and_read_disks(1);
@@ -142,10 +153,14 @@ fn a_frozen_secondary_offers_exactly_one_position_while_writes_go_on() {
     });
     assert!(writer.status.success(), "{writer:?}");
     let prefix = |bytes: &[u8]| {
-        let stamps: Vec<u64> = bytes.chunks(BLOCK).map(|block| u64::from_le_bytes(block[..8].try_into().unwrap())).collect();
+        let stamps: Vec<u64> =
+            bytes.chunks(BLOCK).map(|block| u64::from_le_bytes(block[..8].try_into().unwrap())).collect();
         let count = stamps[1..].iter().take_while(|stamp| **stamp != 0).count();
         assert!(stamps[1..=count].iter().zip(1..).all(|(stamp, n)| *stamp == n), "a stamp is out of place");
-        assert!(stamps[count + 1..].iter().all(|stamp| *stamp == 0), "a later write shows, and an earlier one does not");
+        assert!(
+            stamps[count + 1..].iter().all(|stamp| *stamp == 0),
+            "a later write shows, and an earlier one does not"
+        );
         count
     };
     let first = prefix(&read_export(&sandbox.nodes[1].nbd_socket, "r0@frozen").unwrap());

@@ -37,7 +37,13 @@ impl Branches {
     ///
     /// # Errors
     /// Whatever kept it from being kept; there is no part of it then.
-    pub(crate) fn keep(&self, plan: &BranchPlan, volume_bytes: u64, now_ms: u64, disk: BorrowedFd<'_>) -> io::Result<()> {
+    pub(crate) fn keep(
+        &self,
+        plan: &BranchPlan,
+        volume_bytes: u64,
+        now_ms: u64,
+        disk: BorrowedFd<'_>,
+    ) -> io::Result<()> {
         fs::create_dir_all(&self.folder)?;
         let name = name_of(plan.head);
         let draft = self.folder.join(format!(".{}{name}.draft", self.prefix()));

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use nbd_frontend::{
-    Command, ERROR_BYTES_MAX, Extent, NbdError, OK_BYTES_MAX, READ_HEADER_BYTES_MAX, ReplyFormat, Request, Session,
-    Step,
+    Command, ERROR_BYTES_MAX, Extent, NbdError, OK_BYTES_MAX, READ_HEADER_BYTES_MAX, ReplyFormat, Request,
+    Session, Step,
 };
 use replicator_core::dirty::BLOCK_BYTES;
 

@@ -9,7 +9,10 @@ use replicator_core::command::BranchPlan;
 const VOLUME_BYTES: u64 = (4 << 20) + 1536;
 
 fn base(sequence: u64) -> Base {
-    Base { position: Position { epoch: Epoch(3), sequence: Sequence(sequence) }, chain: Chain(0xabcd_0123_4567) }
+    Base {
+        position: Position { epoch: Epoch(3), sequence: Sequence(sequence) },
+        chain: Chain(0xabcd_0123_4567),
+    }
 }
 
 fn plan() -> BranchPlan {

@@ -14,8 +14,8 @@ use thiserror::Error;
 use tokio::net::UnixStream;
 
 use super::json::{
-    BranchList, DeleteBranch, Demote, Done, Failure, FailureReason, Invalidate, NodeStatus, Nothing, Promote, Resolve,
-    Shrink, Version, VolumeReport,
+    BranchList, DeleteBranch, Demote, Done, Failure, FailureReason, Invalidate, NodeStatus, Nothing, Promote,
+    Resolve, Shrink, Version, VolumeReport,
 };
 
 /// Bytes of an answer.

@@ -7,11 +7,11 @@ use replicator_core::wire::message::Ack;
 use serde::{Deserialize, Serialize};
 
 use super::advice;
+use super::facts::{Facts, protocol_letter};
 use super::fork_words::branching_word;
 pub use super::fork_words::{
     BranchList, BranchReport, DeleteBranch, ForkReport, ForkSideReport, FreezeReport, Nothing, Resolve,
 };
-use super::facts::{Facts, protocol_letter};
 use crate::VolumeStatus;
 use crate::config::format_uuid;
 

@@ -22,8 +22,8 @@ use super::Volume;
 use super::activity::Activity;
 use super::facts::Facts;
 use super::json::{
-    BranchList, BranchReport, DeleteBranch, Demote, Done, Failure, FailureReason, Invalidate, NodeStatus, Nothing,
-    Promote, Resolve, Shrink, Version, VolumeReport,
+    BranchList, BranchReport, DeleteBranch, Demote, Done, Failure, FailureReason, Invalidate, NodeStatus,
+    Nothing, Promote, Resolve, Shrink, Version, VolumeReport,
 };
 use crate::error::VolumeError;
 
@@ -207,7 +207,9 @@ async fn branches(
 ) -> Result<Json<BranchList>, Refusal> {
     let volume = find(&shared, &name)?;
     let list = blocking(move || volume.branches()).await?.map_err(|error| branch_refusal(&error))?;
-    Ok(Json(BranchList { branches: list.into_iter().map(|branch| BranchReport::new(&name, branch)).collect() }))
+    Ok(Json(BranchList {
+        branches: list.into_iter().map(|branch| BranchReport::new(&name, branch)).collect(),
+    }))
 }
 
 async fn delete_branch(

@@ -13,8 +13,8 @@ use rustix::net::{RecvFlags, Shutdown};
 use super::Op;
 use super::context::Context;
 use super::slab::{Key, Slab};
-use crate::device::Kind;
 use crate::branch::serve::Reader;
+use crate::device::Kind;
 use crate::frontend::{Choice, Client, Life, Need, Operation, Payload, STALL_MS, Stage};
 use crate::ring::FileId;
 

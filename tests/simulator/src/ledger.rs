@@ -788,7 +788,10 @@ impl Ledger {
             if id != Some(image[sector]) {
                 broken(
                     "frozen-elsewhere",
-                    format!("node {x} is frozen at {limit}; sector {sector} is of {id:?}, not {}", image[sector]),
+                    format!(
+                        "node {x} is frozen at {limit}; sector {sector} is of {id:?}, not {}",
+                        image[sector]
+                    ),
                 );
             }
         }

@@ -231,7 +231,8 @@ impl Machine {
         }
         let limit = meta.current.apply_limit;
         let touched = if limit > Sequence(0) { stable.min(limit) } else { stable };
-        let freeze = (meta.current.apply_limit > Sequence(0)).then_some(Freeze::Settling { id: None, saved: 0 });
+        let freeze =
+            (meta.current.apply_limit > Sequence(0)).then_some(Freeze::Settling { id: None, saved: 0 });
         meta.current.window_bytes = meta.current.window_bytes.max(config.arena_bytes as u64);
         meta.change();
         let mut machine = Self {

@@ -82,7 +82,16 @@ impl Machine {
         let gaps = core::mem::take(&mut self.reads.gaps);
         let parts_left = u32::try_from(gaps.len()).expect("bounded by the sectors of a read");
         let (view, epoch, failed) = (self.overlay_through, self.meta.saved.record.epoch, false);
-        let slot = self.reads.add(Read { request, start: offset, end, view, epoch, frozen: false, parts_left, failed });
+        let slot = self.reads.add(Read {
+            request,
+            start: offset,
+            end,
+            view,
+            epoch,
+            frozen: false,
+            parts_left,
+            failed,
+        });
         for &(from, to) in &gaps {
             let skip = usize::try_from(from - offset).expect("within the destination");
             let len = usize::try_from(to - from).expect("within the destination");

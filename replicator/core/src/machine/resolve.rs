@@ -120,10 +120,14 @@ impl Machine {
         } else if self.fork_with(node).is_none() {
             format!("no fork between this replica and {node} is known here")
         } else if current.disk_state != DiskState::UpToDate || current.suspect || current.yields {
-            String::from("the copy here is not one that could stay: it is not UpToDate, or gives up its own data")
+            String::from(
+                "the copy here is not one that could stay: it is not UpToDate, or gives up its own data",
+            )
         } else {
             self.discards_of = Some(node);
-            self.report(Report::Branch(format!("{node} is asked to give up what it has past the common point")));
+            self.report(Report::Branch(format!(
+                "{node} is asked to give up what it has past the common point"
+            )));
             let text = format!(
                 "{node} will be asked, when it is connected, to keep what it has past the common point as a branch and to \
                  follow; `holdfast status` shows how far it is"
@@ -137,12 +141,20 @@ impl Machine {
     pub(super) fn yield_here(&mut self, id: Option<AdminId>) {
         let reason = if self.meta.current.yields {
             Some("it gives up its data already; see `holdfast status`")
-        } else if !matches!(self.role, RoleState::Secondary | RoleState::Opening { .. } | RoleState::Primary) {
+        } else if !matches!(self.role, RoleState::Secondary | RoleState::Opening { .. } | RoleState::Primary)
+        {
             Some("another change of role is under way; try again")
         } else if !self.peers.iter().any(|peer| peer.fork.as_ref().is_some_and(|fork| fork.is_usable)) {
-            Some("no other UpToDate copy is known here that parted from this one: this may be the only one; connect the other replica first")
-        } else if self.meta.current.disk_state != DiskState::UpToDate || self.has_failed || self.discard.is_some() {
-            Some("the copy here is not UpToDate: there is no branch to keep; `holdfast invalidate` has it written anew")
+            Some(
+                "no other UpToDate copy is known here that parted from this one: this may be the only one; connect the other replica first",
+            )
+        } else if self.meta.current.disk_state != DiskState::UpToDate
+            || self.has_failed
+            || self.discard.is_some()
+        {
+            Some(
+                "the copy here is not UpToDate: there is no branch to keep; `holdfast invalidate` has it written anew",
+            )
         } else {
             None
         };
@@ -200,7 +212,8 @@ impl Machine {
     /// A new session of the loser with a Primary begins.
     pub(super) fn forget_lent(&mut self) {
         let map = self.empty_map();
-        if let Some(resolve) = self.resolve.as_mut().filter(|resolve| matches!(resolve.stage, Stage::Waiting)) {
+        if let Some(resolve) = self.resolve.as_mut().filter(|resolve| matches!(resolve.stage, Stage::Waiting))
+        {
             resolve.lent = Told::new(map);
         }
     }
@@ -379,7 +392,9 @@ impl Machine {
         for number in self.log.first_unapplied()..self.log.next_number() {
             let frame = self.log.frame(number).expect("counted");
             if frame.entries > 0 {
-                each_extent(frame.buffer?, frame.first, arena, |extent| map.set_bytes(extent.start, extent.len));
+                each_extent(frame.buffer?, frame.first, arena, |extent| {
+                    map.set_bytes(extent.start, extent.len)
+                });
             }
         }
         Some(map)
@@ -390,7 +405,9 @@ impl Machine {
         let place = Place::Peer(index);
         let mut words: Vec<(u64, u64)> = Vec::new();
         let mut from = 0;
-        while let Some(word) = map.and_then(|map| map.next_word(from)).filter(|_| words.len() <= WORDS_TOLD_MAX) {
+        while let Some(word) =
+            map.and_then(|map| map.next_word(from)).filter(|_| words.len() <= WORDS_TOLD_MAX)
+        {
             words.push((word, map.expect("it has a word").word(word)));
             from = word + 1;
         }

@@ -278,7 +278,8 @@ fn every_message() {
         discards_of: Some(NodeId(3)),
         end: LogEnd { head_ms: 0x0190_0102_0304, reign_ms: 0x0190_0102_0203, changed_blocks: 77 },
     };
-    let changed = Changed { everything: true, is_last: true, words: vec![(3, 0x8000_0000_0000_0001), (9, 6)] };
+    let changed =
+        Changed { everything: true, is_last: true, words: vec![(3, 0x8000_0000_0000_0001), (9, 6)] };
     let sealed = Sealed {
         attempt: 0x0801,
         granted: true,

@@ -135,7 +135,11 @@ fn a_branch_that_cannot_be_kept_leaves_both_sides_as_they_are() {
     let switch = std::rc::Rc::clone(&failing);
     world.fates = Box::new(move |io, _, _| {
         let is_branch = matches!(io, holdfast_simulator::node::Io::Branch { .. });
-        if is_branch && switch.get() { holdfast_simulator::world::Fate::Fails(28) } else { holdfast_simulator::world::Fate::Done }
+        if is_branch && switch.get() {
+            holdfast_simulator::world::Fate::Fails(28)
+        } else {
+            holdfast_simulator::world::Fate::Done
+        }
     });
     resolve(&mut world, 0, 0).unwrap();
     world.run_until("it failed", |world| world.status(0).unwrap().branch_failure.is_some());
@@ -164,7 +168,11 @@ fn a_resolution_that_is_interrupted_anywhere_goes_on() {
                 }
             }
             let victim = usize::try_from((seed + round) % 2).unwrap();
-            if seed % 3 == 0 { world.lose_power(victim) } else { world.kill(victim) }
+            if seed % 3 == 0 {
+                world.lose_power(victim)
+            } else {
+                world.kill(victim)
+            }
             world.run_ms(20);
             world.start(victim);
             if victim == 1 {
@@ -215,7 +223,11 @@ fn a_frozen_secondary_holds_one_position_while_writes_go_on() {
     assert!(content(&world, 1) == held, "the disk moved");
     // After a restart, with power lost, too.
     for power in [false, true] {
-        if power { world.lose_power(1) } else { world.kill(1) }
+        if power {
+            world.lose_power(1)
+        } else {
+            world.kill(1)
+        }
         world.run_ms(100);
         world.start(1);
         world.run_until("it is frozen again", |world| world.nodes[1].frozen);
