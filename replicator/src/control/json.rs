@@ -9,6 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use super::advice;
 use super::facts::{Facts, protocol_letter};
+use super::fork_words::branching_word;
+pub use super::fork_words::{
+    BranchList, BranchReport, DeleteBranch, ForkReport, ForkSideReport, FreezeReport, Nothing, Resolve,
+};
 use crate::VolumeStatus;
 use crate::config::format_uuid;
 
@@ -141,6 +145,14 @@ pub struct ReplicaReport {
     pub verify: Option<VerifyReport>,
     /// Bytes here of which a verify said that they differ from the primary's, and that were not written anew since.
     pub found_bytes: u64,
+    /// What this copy has past a fork is being given up: `waits-for-primary`, `keeping` or `kept`.
+    pub branching: Option<String>,
+    /// Why the last branch could not be kept.
+    pub branch_failure: Option<String>,
+    /// The node that an operator asked here to yield, until it has heard of it.
+    pub discards_of: Option<String>,
+    /// Apply stands still.
+    pub freeze: Option<FreezeReport>,
     /// The other replicas.
     pub peers: Vec<PeerReport>,
     /// Things counted since the process started.
@@ -256,6 +268,8 @@ pub struct PeerReport {
     pub resync: Option<ResyncReport>,
     /// Bytes of the volume that its copy may lack, as far as the journal does not say it.
     pub dirty_bytes: u64,
+    /// Where its log parted from this one.
+    pub fork: Option<ForkReport>,
 }
 
 /// How far a resync has come.
@@ -518,6 +532,10 @@ impl ReplicaReport {
             memory_locked: status.memory_locked,
             verify: core.verify.as_ref().map(|verify| VerifyReport::new(facts, core.node, verify)),
             found_bytes: core.found_blocks * BLOCK_BYTES,
+            branching: core.branching.map(|branching| branching_word(branching).to_owned()),
+            branch_failure: core.branch_failure.clone(),
+            discards_of: core.discards_of.map(|node| facts.name_of(node)),
+            freeze: core.freeze.map(|freeze| FreezeReport::new(volume, freeze)),
             peers: core.peers.iter().map(|peer| PeerReport::new(facts, volume, peer)).collect(),
             counters: CountersReport::from(core.counters),
         }
@@ -589,6 +607,7 @@ impl PeerReport {
             ack: AckReport::from(peer.ack),
             resync: peer.resync.map(ResyncReport::from),
             dirty_bytes: peer.dirty_blocks * BLOCK_BYTES,
+            fork: peer.fork.map(ForkReport::from),
         }
     }
 }
