@@ -49,7 +49,7 @@ pub(crate) enum Command {
     FreezeApply(VolumeArgs),
     /// End a freeze: the secondary applies again, and its frozen export ends
     Thaw(VolumeArgs),
-    /// Make a volume that is served on this node a block device, /dev/nbdN
+    /// Make a volume that is served on this node a block device, /dev/nbdN or /dev/ublkbN
     Attach(AttachArgs),
     /// End the block device of a volume
     Detach(DetachArgs),
@@ -331,7 +331,7 @@ pub(crate) enum BranchCommand {
 pub(crate) struct AttachArgs {
     /// The volume
     pub(crate) volume: Option<String>,
-    /// The device, as /dev/nbd0 [default: a free one]
+    /// The device, as /dev/nbd0 or /dev/ublkb0 [default: a free one]
     #[arg(requires = "volume")]
     pub(crate) device: Option<String>,
     #[command(flatten)]
@@ -339,18 +339,21 @@ pub(crate) struct AttachArgs {
     /// Show what is attached on this host
     #[arg(long)]
     pub(crate) status: bool,
+    /// By the kernel's ublk driver instead of its NBD client: faster, needs Linux 6.5 with ublk_drv
+    #[arg(long, requires = "volume")]
+    pub(crate) ublk: bool,
     /// Stay, and connect the device again whenever the replicator was restarted
     #[arg(long, requires = "volume")]
     pub(crate) follow: bool,
     /// Connections, and so hardware queues. With more than one a request that waits for longer than
     /// --request-timeout costs its connection
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16), conflicts_with = "ublk")]
     pub(crate) connections: u8,
     /// How long I/O waits for a replicator that has gone, before it fails; whole seconds
     #[arg(long, value_name = "TIME", default_value = "300s", value_parser = parse_duration_ms)]
     pub(crate) dead_time: u64,
     /// When the kernel looks again at a request without an answer [default: 2s, with several connections 30s]
-    #[arg(long, value_name = "TIME", value_parser = parse_duration_ms)]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration_ms, conflicts_with = "ublk")]
     pub(crate) request_timeout: Option<u64>,
     /// The device's logical blocks, 512 to 4096 bytes [default: the volume's]
     #[arg(long, value_name = "BYTES")]

@@ -136,6 +136,14 @@ fn render_volume(volume: &VolumeReport, style: Style) -> String {
     if let Some(verify) = &replica.verify {
         let _ = write!(out, "  {}", crate::verify::render(verify).replace("\n  ", "\n    "));
     }
+    if let Some(ublk) = &replica.ublk {
+        let state = match (ublk.broken, ublk.served) {
+            (true, _) => ", its requests fail",
+            (_, false) => ", its requests wait",
+            (_, true) => "",
+        };
+        let _ = writeln!(out, "  ublk    /dev/ublkb{}{state}", ublk.index);
+    }
     for uri in &volume.nbd {
         let _ = writeln!(out, "  nbd     {uri}");
     }

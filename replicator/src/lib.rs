@@ -25,8 +25,10 @@ pub mod options;
 mod ring;
 mod session;
 mod start;
+pub mod ublk;
 
 pub use create::{Created, create};
+pub use driver::ublk::UblkStatus;
 pub use error::{CreateError, InspectError, StartError, VolumeError, VolumeFault};
 pub use names::NodeNames;
 pub use start::{VolumeHandle, VolumeStatus, open};

@@ -1,4 +1,5 @@
-//! A kernel NBD device as the system shows it: what it is attached to, its queue, its link in /dev/holdfast.
+//! A block device of the kernel as the system shows it: what it is attached to, its queue, its link in
+//! /dev/holdfast.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -10,36 +11,81 @@ use anyhow::{Context, Result, bail};
 use rustix::fs::OFlags;
 
 use super::identity::Identity;
+use super::record::Record;
 
 const DEVICES: &str = "/sys/block";
 const LINKS: &str = "/dev/holdfast";
 /// Longer requests would not be faster, and keep shorter ones waiting.
 const REQUEST_BYTES_USEFUL: u32 = 1 << 20;
 
-/// `/dev/nbdN`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Which of the kernel's drivers makes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Driver {
+    Nbd,
+    Ublk,
+}
+
+impl Driver {
+    /// What the names of its devices begin with.
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Nbd => "nbd",
+            Self::Ublk => "ublkb",
+        }
+    }
+}
+
+/// `/dev/nbdN` or `/dev/ublkbN`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Device {
+    pub(crate) driver: Driver,
     pub(crate) index: u32,
 }
 
 impl Device {
-    /// Reads `/dev/nbd3`, `nbd3`, or a link to it.
+    pub(crate) fn nbd(index: u32) -> Self {
+        Self { driver: Driver::Nbd, index }
+    }
+
+    pub(crate) fn ublk(index: u32) -> Self {
+        Self { driver: Driver::Ublk, index }
+    }
+
+    /// Reads `/dev/nbd3`, `ublkb3`, or a link to one.
     pub(crate) fn parse(text: &str) -> Result<Self> {
         let path = fs::canonicalize(text).unwrap_or_else(|_| PathBuf::from(text));
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        match name.strip_prefix("nbd").and_then(|number| number.parse().ok()) {
-            Some(index) => Ok(Self { index }),
-            None => bail!("{text} is no NBD device; one is called /dev/nbd0"),
-        }
+        Self::named(name).with_context(|| {
+            format!("{text} is no NBD or ublk device; they are called /dev/nbd0 and /dev/ublkb0")
+        })
+    }
+
+    fn named(name: &str) -> Option<Self> {
+        let index = |driver: Driver| name.strip_prefix(driver.prefix())?.parse().ok();
+        [Driver::Nbd, Driver::Ublk]
+            .into_iter()
+            .find_map(|driver| index(driver).map(|index| Self { driver, index }))
+    }
+
+    fn name(self) -> String {
+        format!("{}{}", self.driver.prefix(), self.index)
     }
 
     pub(crate) fn path(self) -> PathBuf {
-        PathBuf::from(format!("/dev/nbd{}", self.index))
+        Path::new("/dev").join(self.name())
     }
 
     /// What it is attached to; nothing if it is not attached, or to something else.
     pub(crate) fn identity(self) -> Option<Identity> {
-        fs::read_to_string(self.attribute("backend")).ok()?.parse().ok()
+        match self.driver {
+            Driver::Nbd => fs::read_to_string(self.attribute("backend")).ok()?.parse().ok(),
+            // Without the device the record is of the past.
+            Driver::Ublk => self
+                .attribute("size")
+                .exists()
+                .then(|| Record::read(self.index))?
+                .map(|record| record.identity),
+        }
     }
 
     /// Bytes of it.
@@ -55,13 +101,21 @@ impl Device {
         u8::try_from(queues).with_context(|| format!("{} has {queues} queues", self.path().display()))
     }
 
-    /// Sets the queue so that requests come as they are, and not longer than the server takes them. `look_again` is
-    /// when the kernel looks again at a request that has no answer.
-    pub(crate) fn tune(self, request_bytes_max: u32, look_again: Duration) -> Result<()> {
+    /// Sets the queue so that requests come as they are, and not longer than the server takes them.
+    pub(crate) fn tune(self, request_bytes_max: u32) -> Result<()> {
         let longest_kib = request_bytes_max.min(REQUEST_BYTES_USEFUL) / 1024;
         self.set("queue/scheduler", "none")?;
-        self.set("queue/max_sectors_kb", &longest_kib.to_string())?;
-        self.set("queue/io_timeout", &look_again.as_millis().to_string())
+        self.set("queue/max_sectors_kb", &longest_kib.to_string())
+    }
+
+    /// Sets when the kernel looks again at a request that has no answer.
+    pub(crate) fn look_again_after(self, time: Duration) -> Result<()> {
+        self.set("queue/io_timeout", &time.as_millis().to_string())
+    }
+
+    /// Sets how many requests may be under way.
+    pub(crate) fn limit_requests(self, requests: u16) -> Result<()> {
+        self.set("queue/nr_requests", &requests.to_string())
     }
 
     /// Makes sure that nobody uses it, and that what was written to it has arrived.
@@ -97,7 +151,7 @@ impl Device {
     }
 
     fn attribute(self, name: &str) -> PathBuf {
-        Path::new(DEVICES).join(format!("nbd{}", self.index)).join(name)
+        Path::new(DEVICES).join(self.name()).join(name)
     }
 
     fn set(self, name: &str, value: &str) -> Result<()> {
@@ -121,18 +175,16 @@ pub(crate) fn unlink(volume: &str) -> Result<()> {
     }
 }
 
-/// All devices that are attached to volumes, in the order of their numbers.
+/// All devices that are attached to volumes, in the order of their drivers and numbers.
 pub(crate) fn attached() -> Result<Vec<(Device, Identity)>> {
     let entries = fs::read_dir(DEVICES).with_context(|| format!("cannot list {DEVICES}"))?;
     let mut found: Vec<(Device, Identity)> = entries
         .filter_map(|entry| {
-            let name = entry.ok()?.file_name();
-            let index = name.to_str()?.strip_prefix("nbd")?.parse().ok()?;
-            let device = Device { index };
+            let device = Device::named(entry.ok()?.file_name().to_str()?)?;
             device.identity().map(|identity| (device, identity))
         })
         .collect();
-    found.sort_by_key(|(device, _)| device.index);
+    found.sort_by_key(|(device, _)| *device);
     Ok(found)
 }
 
@@ -142,9 +194,10 @@ mod tests {
 
     #[test]
     fn devices_are_called_as_the_kernel_calls_them() {
-        assert_eq!(Device::parse("/dev/nbd12").unwrap(), Device { index: 12 });
+        assert_eq!(Device::parse("/dev/nbd12").unwrap(), Device::nbd(12));
         assert_eq!(Device::parse("nbd0").unwrap().path(), Path::new("/dev/nbd0"));
-        for other in ["/dev/sda", "nbd", "/dev/nbd0p1", "3"] {
+        assert_eq!(Device::parse("/dev/ublkb3").unwrap(), Device::ublk(3));
+        for other in ["/dev/sda", "nbd", "/dev/nbd0p1", "3", "/dev/ublkc3"] {
             assert!(Device::parse(other).is_err(), "{other}");
         }
     }

@@ -12,14 +12,10 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use replicator::control::Client;
 use rustix::mm::MlockAllFlags;
 
-use super::Wish;
-use super::backend::Backend;
 use super::device::{self, Device};
 use super::identity::Identity;
-use super::netlink::{Deaths, Kernel};
 use crate::notify::notify;
 use crate::output::say;
 use crate::signals::StopFlag;
@@ -29,15 +25,34 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// How often the replicator is asked while it is away.
 const RETRY: Duration = Duration::from_millis(100);
 
+/// What can be done for a device of one of the kernel's drivers.
+pub(crate) trait Keeper {
+    /// Waits up to `limit`, or for a signal; says whether the device may have lost its server.
+    fn wait(&mut self, limit: Duration) -> Result<bool>;
+
+    /// Connects the device again if it has lost its server and the volume is served.
+    fn connect(&mut self) -> Result<Attempt>;
+
+    /// Ends the device: what is under way fails.
+    fn disconnect(&mut self) -> Result<()>;
+}
+
+/// How one attempt to connect again ended.
+pub(crate) enum Attempt {
+    Connected,
+    /// Not now, for this reason.
+    Later(String),
+    /// Never: what the device's users hold is of the past.
+    OtherGeneration(Identity),
+}
+
 /// A device that is kept attached.
-#[derive(Debug)]
-pub(crate) struct Follower<'a> {
-    pub(crate) kernel: Kernel,
-    pub(crate) deaths: Deaths,
-    pub(crate) client: Client,
-    pub(crate) wish: &'a Wish,
+pub(crate) struct Follower {
+    pub(crate) keeper: Box<dyn Keeper>,
     pub(crate) device: Device,
     pub(crate) identity: Identity,
+    /// How long I/O may wait for a replicator.
+    pub(crate) dead_time: Duration,
 }
 
 /// Where the device is on its way; see the picture above.
@@ -52,16 +67,7 @@ impl State {
     }
 }
 
-/// How one attempt to connect again ended.
-enum Attempt {
-    Connected,
-    /// Not now, for this reason.
-    Later(String),
-    /// Never: what the device's users hold is of the past.
-    OtherGeneration(Identity),
-}
-
-impl Follower<'_> {
+impl Follower {
     /// Runs until the device is detached, cannot be kept, or a signal comes. A signal leaves it attached.
     pub(crate) fn run(mut self) -> Result<()> {
         let stop = StopFlag::install()?;
@@ -74,18 +80,18 @@ impl Follower<'_> {
                 return self.ended();
             }
             state = match state {
-                State::Connected if self.deaths.wait(self.device.index, PERIOD)? => State::waiting(),
+                State::Connected if self.keeper.wait(PERIOD)? => State::waiting(),
                 State::Connected => State::Connected,
                 State::Waiting { since, is_announced } => self.connect_again(since, is_announced, &stop)?,
             };
         }
-        say(&format!("{}: left attached; start this again to keep it so", self.wish.volume));
+        say(&format!("{}: left attached; start this again to keep it so", self.identity.volume));
         Ok(())
     }
 
     fn connect_again(&mut self, since: Instant, is_announced: bool, stop: &StopFlag) -> Result<State> {
-        let (volume, waited) = (&self.wish.volume, since.elapsed());
-        let reason = match self.attempt()? {
+        let (volume, waited) = (self.identity.volume.clone(), since.elapsed());
+        let reason = match self.keeper.connect()? {
             Attempt::Connected => {
                 if is_announced {
                     say(&format!("{volume}: connected again after {:.1} s", waited.as_secs_f64()));
@@ -103,41 +109,29 @@ impl Follower<'_> {
         if !is_announced {
             say(&format!("{volume}: connection lost, I/O waits: {reason}"));
         }
-        if waited > self.wish.dead_time {
-            return self.give_up(&format!("nobody served it for {:?}", self.wish.dead_time));
+        if waited > self.dead_time {
+            return self.give_up(&format!("nobody served it for {:?}", self.dead_time));
         }
         stop.sleep(RETRY);
         Ok(State::Waiting { since, is_announced: true })
     }
 
-    fn attempt(&mut self) -> Result<Attempt> {
-        let backend = match Backend::connect(&self.client, &self.wish.volume, self.wish.connections) {
-            Ok(backend) => backend,
-            Err(error) => return Ok(Attempt::Later(format!("{error:#}"))),
-        };
-        if backend.identity != self.identity {
-            return Ok(Attempt::OtherGeneration(backend.identity));
-        }
-        self.kernel.reconfigure(self.device.index, &self.identity.to_string(), &backend.sockets)?;
-        Ok(Attempt::Connected)
-    }
-
     /// The device is attached to nothing, or to something else: by our own `detach`, which takes the link first.
     fn ended(&self) -> Result<()> {
-        if device::link_of(&self.wish.volume).exists() {
+        if device::link_of(&self.identity.volume).exists() {
             bail!("{} was disconnected by somebody else", self.device.path().display());
         }
-        say(&format!("{}: detached", self.wish.volume));
+        say(&format!("{}: detached", self.identity.volume));
         Ok(())
     }
 
     fn give_up(&mut self, reason: &str) -> Result<State> {
-        device::unlink(&self.wish.volume)?;
-        self.kernel.disconnect(self.device.index)?;
+        device::unlink(&self.identity.volume)?;
+        self.keeper.disconnect()?;
         bail!(
             "{} is disconnected from {}: {reason}; unmount what lay on it and attach it again",
             self.device.path().display(),
-            self.wish.volume
+            self.identity.volume
         )
     }
 }

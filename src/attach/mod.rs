@@ -1,14 +1,19 @@
-//! `holdfast attach` and `detach`: a volume as a block device of the kernel, `/dev/nbdN`.
+//! `holdfast attach` and `detach`: a volume as a block device of the kernel, `/dev/nbdN` or `/dev/ublkbN`.
 //!
-//! `netlink` talks to the kernel, `backend` to the replicator, `device` looks after what the system shows, `follow`
-//! keeps the two connected. What a device is attached to is an `Identity`, which the kernel keeps: there is no state
-//! file.
+//! `nbd` and `ublk` make and end devices: the one speaks to the kernel by `netlink` and gets connections from
+//! `backend`, the other uses `replicator::ublk`. `exported` is what the replicator says of a volume, `device` looks
+//! after what the system shows, `follow` keeps a device connected. What a device is attached to is an `Identity`,
+//! which the kernel keeps; of ublk devices it keeps a hash, and `record` the rest.
 
 mod backend;
 mod device;
+mod exported;
 mod follow;
 mod identity;
+mod nbd;
 mod netlink;
+mod record;
+mod ublk;
 
 use std::time::Duration;
 
@@ -19,28 +24,20 @@ use crate::cli::{AttachArgs, DetachArgs};
 use crate::output::{human_bytes, print, print_json};
 use crate::table::Table;
 use crate::target;
-use backend::Backend;
-use device::Device;
-use follow::Follower;
+use device::{Device, Driver};
+use exported::Exported;
+use follow::{Follower, Keeper};
 use identity::Identity;
-use netlink::{Kernel, Settings};
 
-/// Bit of the transmission flags: the export is read-only.
-const FLAG_READ_ONLY: u16 = 1 << 1;
-/// Bit of the transmission flags: a flush on one connection covers all.
-const FLAG_MULTI_CONN: u16 = 1 << 8;
 /// The kernel's logical blocks.
 const BLOCK_BYTES: std::ops::RangeInclusive<u32> = 512..=4096;
 
-/// With one connection a request is looked at again so often: sent anew if the connection was replaced, else left.
-const LOOK_AGAIN_ONE: Duration = Duration::from_secs(2);
-/// With several a request that is looked at costs its connection.
-const LOOK_AGAIN_SEVERAL: Duration = Duration::from_secs(30);
-
 /// What the caller wants.
 #[derive(Clone, Debug)]
-pub(crate) struct Wish {
+struct Wish {
     volume: String,
+    driver: Driver,
+    device: Option<Device>,
     connections: u8,
     dead_time: Duration,
     read_only: bool,
@@ -49,127 +46,97 @@ pub(crate) struct Wish {
 }
 
 impl Wish {
-    fn new(arguments: &AttachArgs, volume: &str) -> Self {
-        Self {
+    fn new(arguments: &AttachArgs, volume: &str) -> Result<Self> {
+        let driver = if arguments.ublk { Driver::Ublk } else { Driver::Nbd };
+        let device = arguments.device.as_deref().map(Device::parse).transpose()?;
+        if let Some(device) = device
+            && device.driver != driver
+        {
+            let cure = if arguments.ublk { "leave out --ublk" } else { "say --ublk" };
+            bail!("{} is a device of another driver: {cure}", device.path().display());
+        }
+        Ok(Self {
             volume: volume.to_owned(),
+            driver,
+            device,
             connections: arguments.connections,
             dead_time: Duration::from_millis(arguments.dead_time),
             read_only: arguments.read_only,
             block_bytes: arguments.block_size,
             request_timeout: arguments.request_timeout.map(Duration::from_millis),
-        }
-    }
-
-    fn look_again(&self) -> Duration {
-        let default = if self.connections == 1 { LOOK_AGAIN_ONE } else { LOOK_AGAIN_SEVERAL };
-        self.request_timeout.unwrap_or(default)
-    }
-
-    /// What the kernel is told of an export.
-    fn settings(&self, backend: &Backend) -> Result<Settings> {
-        let export = &backend.export;
-        let block_bytes = self.block_bytes.unwrap_or(export.block_bytes.max(*BLOCK_BYTES.start()));
-        if !BLOCK_BYTES.contains(&block_bytes) || block_bytes < export.block_bytes {
-            bail!(
-                "the kernel cannot use blocks of {block_bytes} bytes: the volume needs {} or more, the kernel 4096 or less",
-                export.block_bytes
-            );
-        }
-        if self.dead_time < Duration::from_secs(1) {
-            bail!("the kernel counts the dead time in seconds: give it at least one");
-        }
-        if self.connections > 1 && export.flags & FLAG_MULTI_CONN == 0 {
-            bail!("the volume is not served for several connections: attach it with one");
-        }
-        let read_only = if self.read_only { FLAG_READ_ONLY } else { 0 };
-        Ok(Settings {
-            size_bytes: export.size_bytes,
-            block_bytes,
-            flags: export.flags | read_only,
-            dead_time: self.dead_time,
         })
     }
+
+    /// Bytes of the device's logical blocks, for a volume with blocks of so many.
+    fn block_bytes(&self, volume_block_bytes: u32) -> Result<u32> {
+        let block_bytes = self.block_bytes.unwrap_or(volume_block_bytes.max(*BLOCK_BYTES.start()));
+        let is_possible = BLOCK_BYTES.contains(&block_bytes) && block_bytes.is_power_of_two();
+        if !is_possible || block_bytes < volume_block_bytes {
+            bail!(
+                "the kernel cannot use blocks of {block_bytes} bytes: the volume needs {volume_block_bytes} or more, \
+                 the kernel a power of two up to 4096"
+            );
+        }
+        Ok(block_bytes)
+    }
+}
+
+/// A device that has the volume now.
+struct Attachment {
+    device: Device,
+    identity: Identity,
+    size_bytes: u64,
+    is_new: bool,
+    keeper: Box<dyn Keeper>,
 }
 
 /// Attaches a volume, keeps it attached, or shows what is.
 pub(crate) fn attach(arguments: &AttachArgs) -> Result<()> {
     let Some(volume) = arguments.volume.as_deref() else { return show(arguments.json) };
-    let mut wish = Wish::new(arguments, volume);
+    let wish = Wish::new(arguments, volume)?;
     let client = target::client(&arguments.target)?;
-    let mut kernel = Kernel::open()?;
-    // Before there is anything to hear: no death is missed.
-    let deaths = kernel.deaths()?;
-    let backend = Backend::connect(&client, volume, wish.connections)
-        .with_context(|| format!("{volume} is not attached"))?;
-    let wanted = arguments.device.as_deref().map(Device::parse).transpose()?;
-    let (device, how) = match find(&backend.identity)? {
-        Some((device, identity)) => {
-            wish.connections = device.connections()?;
-            (take_over(&mut kernel, &backend, device, &identity, wanted)?, "already attached")
-        }
-        None => (make(&mut kernel, &wish, &backend, wanted)?, "attached"),
-    };
+    let attached = attach_as(&wish, &client).with_context(|| format!("{volume} is not attached"))?;
     let link = device::link_of(volume);
     if arguments.json {
-        print_json(&Attached::new(device, &backend.identity), false)?;
+        print_json(&Attached::new(attached.device, &attached.identity), false)?;
     } else {
-        let size = human_bytes(backend.export.size_bytes);
-        print(&format!("{volume} is {how} at {}, {}, {size}", device.path().display(), link.display()))?;
+        let how = if attached.is_new { "attached" } else { "already attached" };
+        let (path, size) = (attached.device.path(), human_bytes(attached.size_bytes));
+        print(&format!("{volume} is {how} at {}, {}, {size}", path.display(), link.display()))?;
     }
     if !arguments.follow {
         return Ok(());
     }
-    // The kernel has its own hold of the connections that it took; ours would keep dead ones half open.
-    let identity = backend.identity;
-    drop(backend.sockets);
-    Follower { kernel, deaths, client, wish: &wish, device, identity }.run()
+    let Attachment { device, identity, keeper, .. } = attached;
+    Follower { keeper, device, identity, dead_time: wish.dead_time }.run()
 }
 
-/// The device of the same volume, in whatever generation.
-fn find(identity: &Identity) -> Result<Option<(Device, Identity)>> {
-    Ok(device::attached()?.into_iter().find(|(_, other)| other.is_same_volume(identity)))
+fn attach_as(wish: &Wish, client: &replicator::control::Client) -> Result<Attachment> {
+    let exported = Exported::served(client, &wish.volume)?;
+    let present = device::attached()?.into_iter().find(|(_, other)| other.is_same_volume(&exported.identity));
+    if let Some((device, _)) = &present
+        && (device.driver != wish.driver || wish.device.is_some_and(|wanted| wanted != *device))
+    {
+        bail!("{} is attached at {} already", wish.volume, device.path().display());
+    }
+    match wish.driver {
+        Driver::Nbd => nbd::attach(client, wish, present),
+        Driver::Ublk => ublk::attach(client, wish, present),
+    }
 }
 
-fn make(kernel: &mut Kernel, wish: &Wish, backend: &Backend, wanted: Option<Device>) -> Result<Device> {
-    let settings = wish.settings(backend)?;
-    let index = wanted.map(|device| device.index);
-    let index = kernel.connect(index, &settings, &backend.identity.to_string(), &backend.sockets)?;
-    let device = Device { index };
-    let prepared = device
-        .tune(backend.export.request_bytes_max, wish.look_again())
-        .and_then(|()| device.link(&wish.volume));
-    if let Err(error) = prepared {
-        // Half a device is of no use to anybody.
-        kernel.disconnect(index)?;
-        return Err(error);
+/// Refuses to connect a device that holds what is no longer so.
+fn refuse_past(device: Device, identity: &Identity, now: &Identity) -> Result<()> {
+    if identity == now {
+        return Ok(());
     }
-    Ok(device)
-}
-
-/// The device is there already. If its connections died it gets these, else the kernel leaves them alone.
-fn take_over(
-    kernel: &mut Kernel,
-    backend: &Backend,
-    device: Device,
-    identity: &Identity,
-    wanted: Option<Device>,
-) -> Result<Device> {
-    let path = device.path();
-    if wanted.is_some_and(|wanted| wanted != device) {
-        bail!("{} is attached at {} already", identity.volume, path.display());
-    }
-    if *identity != backend.identity {
-        bail!(
-            "{} holds a past of {}, from before another node wrote or acknowledged writes went missing: unmount it, then \
-             holdfast detach --force {}",
-            path.display(),
-            identity.volume,
-            identity.volume
-        );
-    }
-    kernel.reconfigure(device.index, &identity.to_string(), &backend.sockets)?;
-    device.link(&identity.volume)?;
-    Ok(device)
+    bail!(
+        "{} holds a past of {}, from before another node wrote or acknowledged writes went missing: unmount it, then \
+         holdfast detach --force {}",
+        device.path().display(),
+        identity.volume,
+        identity.volume
+    );
 }
 
 /// Detaches a volume, or a device.
@@ -183,13 +150,15 @@ pub(crate) fn detach(arguments: &DetachArgs) -> Result<()> {
     else {
         bail!("{} is attached nowhere: see holdfast attach --status", arguments.what);
     };
-    let mut kernel = Kernel::open()?;
     if !arguments.force {
         device.settle()?;
     }
     // First the link: whoever follows the device sees by it that this was meant.
     device::unlink(&identity.volume)?;
-    kernel.disconnect(device.index)?;
+    match device.driver {
+        Driver::Nbd => nbd::detach(device)?,
+        Driver::Ublk => ublk::detach(device, arguments.force)?,
+    }
     print(&format!("{} is detached from {}", identity.volume, device.path().display()))
 }
 

@@ -73,13 +73,20 @@ on() {
   holdfast "$command" "$@" --control "$(control "$node")"
 }
 
-# make_cluster DISK_MIB [DISKS]: ram disks, a configuration, and replicas of the volume r0 on nodes a and b, which take
-# the first four disks.
-make_cluster() {
-  local node port=7801 disk=0
+# Where the replicas lie, unless a test puts something in between; and further keys of the volume.
+declare -A DISK=([a]=/dev/ram0 [b]=/dev/ram2) JOURNAL=([a]=/dev/ram1 [b]=/dev/ram3)
+VOLUME_KEYS=
+
+# make_ram_disks MIB [COUNT]
+make_ram_disks() {
   modprobe brd rd_nr="${2:-4}" rd_size=$(($1 * 1024)) max_part=0
   modprobe nbd nbds_max=4 max_part=0
   modprobe -a crc32c_generic ext4
+}
+
+# make_cluster MIB: a configuration, and replicas of the volume r0 on nodes a and b.
+make_cluster() {
+  local node port=7801
   mkdir -p "$WORK"
   head -c 32 /dev/urandom | xxd -p -c 64 >"$WORK/secret"
   chmod 600 "$WORK/secret"
@@ -88,22 +95,28 @@ make_cluster() {
     for node in a b; do
       printf '\n[[node]]\nname = "%s"\naddress = "127.0.0.1"\ncontrol = "%s.ctl"\n' $node $node
     done
-    printf '\n[[volume]]\nname = "r0"\nuuid = "%s"\nsize = "%dMiB"\n' "$(cat /proc/sys/kernel/random/uuid)" "$(($1 - 8))"
+    printf '\n[[volume]]\nname = "r0"\nuuid = "%s"\n' "$(cat /proc/sys/kernel/random/uuid)"
+    printf 'size = "%dMiB"\n%s\n' "$1" "$VOLUME_KEYS"
     for node in a b; do
-      printf '\n[[volume.replica]]\nnode = "%s"\ndisk = "/dev/ram%d"\njournal = "/dev/ram%d"\n' $node $disk $((disk + 1))
-      printf 'port = %d\nnbd-socket = "%s.nbd"\n' $port $node
-      port=$((port + 1)) disk=$((disk + 2))
+      printf '\n[[volume.replica]]\nnode = "%s"\ndisk = "%s"\n' $node "${DISK[$node]}"
+      printf 'journal = "%s"\nport = %d\nnbd-socket = "%s.nbd"\n' "${JOURNAL[$node]}" $port $node
+      port=$((port + 1))
     done
   } >"$WORK/holdfast.toml"
-  for node in a b; do
-    holdfast create r0 --config "$WORK/holdfast.toml" --node $node || { fail "no replica on $node"; return 1; }
-  done
+  for node in a b; do create_replica $node; done
+}
+
+# create_replica NODE ARGS...
+create_replica() {
+  local node=$1
+  shift
+  holdfast create r0 "$@" --config "$WORK/holdfast.toml" --node "$node" || fail "no replica on $node"
 }
 
 start_replicator() {
   holdfast replicator --config "$WORK/holdfast.toml" --node "$1" >>"$WORK/$1.log" 2>&1 &
   REPLICATOR[$1]=$!
-  wait_for 20 "the replicator of $1" on "$1" status r0
+  wait_for 60 "the replicator of $1" on "$1" status r0
 }
 
 kill_replicator() {
@@ -111,6 +124,59 @@ kill_replicator() {
   wait "${REPLICATOR[$1]}" 2>/dev/null
 }
 
-promote() { wait_for 20 "$1 to become primary" on "$1" promote r0; }
+# is_disk_state NODE STATE: of the node's own copy, not of what it says of its peers.
+is_disk_state() { on "$1" status r0 --json | grep -q "^    \"disk_state\": \"$2\""; }
+
+promote() { wait_for 60 "$1 to become primary" on "$1" promote r0; }
 
 device_of_r0() { readlink /dev/holdfast/r0; }
+
+# --- the device -----------------------------------------------------------------------------------------------
+
+FOLLOWER=
+
+# attach_following NODE ARGS...: attaches r0 and keeps it attached.
+attach_following() {
+  local node=$1
+  shift
+  holdfast attach r0 "$@" --follow --control "$(control "$node")" >>"$WORK/follow.log" 2>&1 &
+  FOLLOWER=$!
+  wait_for 60 "r0 to be attached on $node" test -b /dev/holdfast/r0
+}
+
+sysfs() { say "/sys/block/$(basename "$(device_of_r0)")"; }
+is_value() { [[ $(cat "$(sysfs)/$1") == "$2" ]]; }
+writes() { awk '{ print $5 }' "$(sysfs)/stat"; }
+reconnections() { grep -c 'connected again' "$WORK/follow.log"; }
+has_more_writes() { (($(writes) > $1)); }
+has_reconnected() { (($(reconnections) > $1)); }
+
+# load SECONDS NAME [DEPTH]: writes with fio, verified afterwards; the log is $WORK/NAME.log.
+load() {
+  timeout 90 fio --name="$2" --filename=/mnt/load --size=24m --direct=1 --ioengine=libaio --iodepth="${3:-8}" \
+    --rw=randwrite --bs=4k --fsync=32 --time_based --runtime="$1" --verify=crc32c --verify_fatal=1 --do_verify=1 \
+    --verify_backlog=64 --fallocate=none --eta=never --output="$WORK/$2.log"
+}
+
+# under_load NAME DEPTH COMMAND...: COMMAND, which takes the server away and brings one back, under fio's writes.
+under_load() {
+  local name=$1 depth=$2 fio errors before reconnected
+  shift 2
+  before=$(writes) reconnected=$(reconnections)
+  load 5 "$name" "$depth" &
+  fio=$!
+  wait_for 20 "the load to begin" has_more_writes $((before + 200))
+  "$@"
+  if wait "$fio"; then pass "fio goes on and verifies"; else fail "fio: $(tail -n 5 "$WORK/$name.log")"; fi
+  wait_for 10 "the follower to say so" has_reconnected "$reconnected" && pass "the follower said so"
+  errors=$(dmesg | grep 'I/O error' | head -n 3)
+  if [[ -z $errors ]]; then pass "the kernel saw no I/O error"; else fail "$errors"; fi
+  say "        $(grep -o 'connected again.*' "$WORK/follow.log" | tail -n 1)"
+}
+
+# kill_and_restart NODE
+kill_and_restart() {
+  kill_replicator "$1"
+  start_replicator "$1"
+  promote "$1"
+}

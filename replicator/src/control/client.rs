@@ -14,9 +14,9 @@ use thiserror::Error;
 use tokio::net::UnixStream;
 
 use super::json::{
-    BranchList, DeleteBranch, Demote, Done, Failure, FailureReason, Invalidate, Lease, NodeStatus, Nothing,
-    OpenEpoch, Promote, Release, Resolve, Seal, Sealed, Shrink, StartVerify, TellRecord, Version,
-    VolumeReport,
+    AttachUblk, BranchList, BreakUblk, DeleteBranch, Demote, Done, Failure, FailureReason, Invalidate, Lease,
+    NodeStatus, Nothing, OpenEpoch, Promote, Release, Resolve, Seal, Sealed, Shrink, StartVerify, TellRecord,
+    Version, VolumeReport,
 };
 
 /// Bytes of an answer.
@@ -151,6 +151,22 @@ impl Client {
         self.ask(Method::POST, &route(volume, "/invalidate"), &body)
     }
 
+    /// Has the node serve a device of the kernel's ublk driver.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is a no.
+    pub fn attach_ublk(&self, volume: &str, request: AttachUblk) -> Result<Done, ClientError> {
+        self.ask(Method::POST, &route(volume, "/ublk/attach"), &request)
+    }
+
+    /// Has all requests of a ublk device fail.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is a no.
+    pub fn break_ublk(&self, volume: &str, index: u32) -> Result<Done, ClientError> {
+        self.ask(Method::POST, &route(volume, "/ublk/break"), &BreakUblk { index })
+    }
+
     /// Has the replica refuse every lower epoch, and come to rest.
     ///
     /// # Errors
@@ -238,6 +254,12 @@ impl Client {
     pub fn delete_branch(&self, volume: &str, name: &str) -> Result<Done, ClientError> {
         let body = DeleteBranch { name: name.to_owned() };
         self.ask(Method::POST, &route(volume, "/branches/delete"), &body)
+    }
+
+    /// Where it asks.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Asks for what lies at `route`.

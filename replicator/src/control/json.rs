@@ -13,8 +13,8 @@ use super::fork_words::branching_word;
 pub use super::fork_words::{
     BranchList, BranchReport, DeleteBranch, ForkReport, ForkSideReport, FreezeReport, Nothing, Resolve,
 };
-use crate::VolumeStatus;
 use crate::config::format_uuid;
+use crate::{UblkStatus, VolumeStatus};
 
 /// Answer to `GET /v1/version`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,6 +135,9 @@ pub struct ReplicaReport {
     pub superblock_repairs: u64,
     /// NBD connections now.
     pub nbd_connections: u32,
+    /// The device of the kernel's ublk driver that it serves, if it serves one.
+    #[serde(default)]
+    pub ublk: Option<UblkReport>,
     /// How disk and journal are read and written.
     pub backends: String,
     /// Flags of the ring that does it.
@@ -366,6 +369,50 @@ pub struct StartVerify {
     pub stop: bool,
 }
 
+/// A device of the kernel's ublk driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UblkReport {
+    /// N of `/dev/ublkbN`.
+    pub index: u32,
+    /// The export generation that it belongs to.
+    pub generation: u64,
+    /// Whether its requests are carried out now; if not, they wait, or fail if it is broken.
+    pub served: bool,
+    /// Whether its requests fail, now and for ever.
+    pub broken: bool,
+}
+
+impl From<UblkStatus> for UblkReport {
+    fn from(status: UblkStatus) -> Self {
+        Self {
+            index: status.index,
+            generation: status.generation,
+            served: status.is_served,
+            broken: status.is_broken,
+        }
+    }
+}
+
+/// Body of `POST .../ublk/attach`: begin to serve a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttachUblk {
+    /// N of `/dev/ublkcN`.
+    pub index: u32,
+    /// The export generation that it belongs to.
+    pub generation: u64,
+    /// How many tags it was made with.
+    pub tags: u16,
+}
+
+/// Body of `POST .../ublk/break`: have all requests of a device fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BreakUblk {
+    /// N of `/dev/ublkbN`.
+    pub index: u32,
+}
+
 /// Body of `POST .../invalidate`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -527,6 +574,7 @@ impl ReplicaReport {
             memory: UsageReport { bytes: core.arena_bytes, used_bytes: core.arena_used_bytes },
             superblock_repairs: core.superblock_repairs,
             nbd_connections: status.nbd_connections,
+            ublk: status.ublk.map(UblkReport::from),
             backends: status.backends.clone(),
             ring_flags: status.ring_flags.clone(),
             memory_locked: status.memory_locked,

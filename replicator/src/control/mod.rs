@@ -63,6 +63,18 @@ pub trait Volume: Send + Sync + 'static {
     /// What the replica says, or that there was no answer.
     fn admin(&self, action: AdminAction, deadline: Duration) -> Result<String, VolumeError>;
 
+    /// Begins to serve a device of the kernel's ublk driver.
+    ///
+    /// # Errors
+    /// If the volume is not served in that generation, or the device cannot be opened.
+    fn attach_ublk(&self, index: u32, generation: u64, tags: u16) -> Result<String, VolumeError>;
+
+    /// Has all requests of a ublk device fail.
+    ///
+    /// # Errors
+    /// If the volume does not serve it.
+    fn break_ublk(&self, index: u32) -> Result<String, VolumeError>;
+
     /// A picture of the replica at this moment.
     ///
     /// # Errors
@@ -89,6 +101,14 @@ impl Volume for VolumeHandle {
 
     fn admin(&self, action: AdminAction, deadline: Duration) -> Result<String, VolumeError> {
         self.admin(action, deadline)
+    }
+
+    fn attach_ublk(&self, index: u32, generation: u64, tags: u16) -> Result<String, VolumeError> {
+        self.attach_ublk(index, generation, tags)
+    }
+
+    fn break_ublk(&self, index: u32) -> Result<String, VolumeError> {
+        self.break_ublk(index)
     }
 
     fn status(&self) -> Result<VolumeStatus, VolumeError> {

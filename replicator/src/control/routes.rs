@@ -22,9 +22,9 @@ use super::Volume;
 use super::activity::Activity;
 use super::facts::Facts;
 use super::json::{
-    BranchList, BranchReport, DeleteBranch, Demote, Done, Failure, FailureReason, Invalidate, Lease,
-    NodeStatus, Nothing, OpenEpoch, Promote, Release, Resolve, Seal, Sealed, Shrink, StartVerify, TellRecord,
-    Version, VolumeReport,
+    AttachUblk, BranchList, BranchReport, BreakUblk, DeleteBranch, Demote, Done, Failure, FailureReason,
+    Invalidate, Lease, NodeStatus, Nothing, OpenEpoch, Promote, Release, Resolve, Seal, Sealed, Shrink,
+    StartVerify, TellRecord, Version, VolumeReport,
 };
 use crate::error::VolumeError;
 
@@ -55,6 +55,8 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/volumes/{volume}/demote", post(demote))
         .route("/v1/volumes/{volume}/shrink", post(shrink))
         .route("/v1/volumes/{volume}/invalidate", post(invalidate))
+        .route("/v1/volumes/{volume}/ublk/attach", post(attach_ublk))
+        .route("/v1/volumes/{volume}/ublk/break", post(break_ublk))
         .route("/v1/volumes/{volume}/seal", post(seal))
         .route("/v1/volumes/{volume}/open-epoch", post(open_epoch))
         .route("/v1/volumes/{volume}/record", post(record))
@@ -346,6 +348,24 @@ async fn invalidate(
     act(&shared, &name, AdminAction::Invalidate).await
 }
 
+async fn attach_ublk(
+    State(shared): AppState,
+    VolumeName(name): VolumeName,
+    body: Bytes,
+) -> Result<Json<Done>, Refusal> {
+    let AttachUblk { index, generation, tags } = parse(&body)?;
+    ask(&shared, &name, move |volume| volume.attach_ublk(index, generation, tags)).await
+}
+
+async fn break_ublk(
+    State(shared): AppState,
+    VolumeName(name): VolumeName,
+    body: Bytes,
+) -> Result<Json<Done>, Refusal> {
+    let BreakUblk { index } = parse(&body)?;
+    ask(&shared, &name, move |volume| volume.break_ublk(index)).await
+}
+
 async fn no_route(method: Method, uri: Uri) -> Refusal {
     let message = format!("there is no {method} {}", uri.path());
     Refusal::new(StatusCode::NOT_FOUND, "no-route", message, "GET /v1/status is a good start".to_owned())
@@ -377,9 +397,16 @@ async fn report(shared: &Arc<Shared>, volume: Arc<dyn Volume>) -> Result<VolumeR
 }
 
 async fn act(shared: &Arc<Shared>, name: &str, action: AdminAction) -> Result<Json<Done>, Refusal> {
+    ask(shared, name, move |volume| volume.admin(action, ADMIN_DEADLINE)).await
+}
+
+async fn ask(
+    shared: &Shared,
+    name: &str,
+    question: impl FnOnce(&dyn Volume) -> Result<String, VolumeError> + Send + 'static,
+) -> Result<Json<Done>, Refusal> {
     let volume = find(shared, name)?;
-    let result = blocking(move || volume.admin(action, ADMIN_DEADLINE)).await?;
-    match result {
+    match blocking(move || question(&*volume)).await? {
         Ok(message) => Ok(Json(Done { message: shared.facts.with_names(&message) })),
         Err(error) => Err(refusal_of(&shared.facts, name, &error)),
     }

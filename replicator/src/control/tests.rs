@@ -72,6 +72,14 @@ impl Volume for Fake {
         self.answer.lock().unwrap().clone()
     }
 
+    fn attach_ublk(&self, index: u32, generation: u64, tags: u16) -> Result<String, VolumeError> {
+        self.answer.lock().unwrap().clone().map(|_| format!("attached {index} {generation} {tags}"))
+    }
+
+    fn break_ublk(&self, index: u32) -> Result<String, VolumeError> {
+        self.answer.lock().unwrap().clone().map(|_| format!("broken {index}"))
+    }
+
     fn status(&self) -> Result<VolumeStatus, VolumeError> {
         self.status.lock().unwrap().clone()
     }
@@ -156,6 +164,7 @@ fn volume_status(core: Status) -> VolumeStatus {
         name: "r0".to_owned(),
         core,
         nbd_connections: 1,
+        ublk: None,
         disk_direct: true,
         journal_direct: true,
         backends: "direct".to_owned(),
@@ -255,6 +264,16 @@ fn actions_reach_the_volume() {
     assert_eq!(asked[1..3], [AdminAction::Demote, AdminAction::Shrink { node: NodeId(1) }]);
     let AdminAction::Promote { force: false, reign: second } = asked[3] else { panic!("{asked:?}") };
     assert_ne!(first, second, "each promotion draws its own reign id");
+}
+
+#[test]
+fn a_ublk_device_is_handed_to_the_volume() {
+    let bench = Bench::new();
+    let request = json::AttachUblk { index: 3, generation: 7, tags: 129 };
+    assert_eq!(bench.client().attach_ublk("r0", request).unwrap().message, "attached 3 7 129");
+    assert_eq!(bench.client().break_ublk("r0", 3).unwrap().message, "broken 3");
+    *bench.volume.answer.lock().unwrap() = Err(VolumeError::Stopped);
+    assert_eq!(refusal(&bench.client().attach_ublk("r0", request).unwrap_err()).0, "stopped");
 }
 
 #[test]

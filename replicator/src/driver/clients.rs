@@ -1,7 +1,6 @@
 //! All NBD connections of a volume: accepting, receiving, parsing, placing payloads, replying, closing. Requests go
 //! to the machine as events; what it completes comes back as replies.
 
-use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 
 use nbd_frontend::{Export, Request, Step};
@@ -13,6 +12,7 @@ use rustix::net::{RecvFlags, Shutdown};
 use super::Op;
 use super::context::Context;
 use super::slab::{Key, Slab};
+use super::waiters::Waiter;
 use crate::branch::serve::Reader;
 use crate::device::Kind;
 use crate::frontend::{Choice, Client, Life, Need, Operation, Payload, STALL_MS, Stage};
@@ -41,12 +41,8 @@ pub(crate) struct Clients {
     connections_max: usize,
     /// Those with something to send.
     dirty: Vec<Key>,
-    /// Those that wait for memory, in order, by [`Need`].
-    parked: [VecDeque<Key>; 2],
     /// Those that may go on parsing: they were full, and one of their requests was completed.
     ready: Vec<Key>,
-    /// The one who waits longest for this is being asked.
-    resuming: Option<Need>,
     /// Those who chose a branch, and whose answer to that has not left yet.
     readers: Vec<Key>,
     /// Reused for answers to block status.
@@ -72,9 +68,7 @@ impl Clients {
             disk,
             connections_max: connections_max as usize,
             dirty: Vec::with_capacity(64),
-            parked: [VecDeque::with_capacity(64), VecDeque::with_capacity(64)],
             ready: Vec::with_capacity(64),
-            resuming: None,
             readers: Vec::new(),
             status_reply: Vec::new(),
             extents: Vec::new(),
@@ -84,11 +78,6 @@ impl Clients {
     /// Connections there are.
     pub(crate) fn len(&self) -> usize {
         self.clients.len()
-    }
-
-    /// Whether somebody waits for memory.
-    pub(crate) fn is_waiting(&self) -> bool {
-        self.parked.iter().any(|queue| !queue.is_empty())
     }
 
     /// Whether somebody can go on without anything happening first.
@@ -205,39 +194,26 @@ impl Clients {
         self.finish_if_done(cx, key);
     }
 
-    /// Lets go on who waited: those whose requests were completed, and in order those who wait for memory.
+    /// Lets go on who was full and had a request completed.
     pub(crate) fn resume(&mut self, cx: &mut Context) {
         for index in 0..self.ready.len() {
             let key = self.ready[index];
             self.advance(cx, key);
         }
         self.ready.clear();
-        for need in [Need::Write, Need::Read] {
-            self.resume_parked(cx, need);
-        }
     }
 
-    fn resume_parked(&mut self, cx: &mut Context, need: Need) {
-        for _ in 0..self.parked[need as usize].len() {
-            let Some(key) = self.parked[need as usize].pop_front() else { break };
-            let Some(client) = self.clients.get_mut(key) else { continue };
-            client.parked = None;
-            if is_gone(cx, client) {
-                // The client gave up; it may have sent the request again elsewhere.
-                self.close(cx, key, None);
-                continue;
-            }
-            self.resuming = Some(need);
-            self.advance(cx, key);
-            self.resuming = None;
-            if self.clients.get(key).is_some_and(|client| client.parked == Some(need)) {
-                // Memory is still short: who waits longest is asked first next time.
-                if let Some(last) = self.parked[need as usize].pop_back() {
-                    self.parked[need as usize].push_front(last);
-                }
-                break;
-            }
+    /// Lets one go on that waited for memory; says whether it still does.
+    pub(crate) fn resume_parked(&mut self, cx: &mut Context, key: Key, need: Need) -> bool {
+        let Some(client) = self.clients.get_mut(key) else { return false };
+        client.parked = None;
+        if is_gone(cx, client) {
+            // The client gave up; it may have sent the request again elsewhere.
+            self.close(cx, key, None);
+            return false;
         }
+        self.advance(cx, key);
+        self.clients.get(key).is_some_and(|client| client.parked == Some(need))
     }
 
     /// Sends what there is to say, once per connection.
@@ -261,7 +237,7 @@ impl Clients {
     pub(crate) fn expire(&mut self, cx: &mut Context) {
         let now = cx.now;
         let passed = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
-        let is_waiting = self.is_waiting();
+        let is_waiting = !cx.waiters.is_empty();
         let hoards = |client: &Client| is_waiting && client.hoards(now);
         let late =
             |client: &Client| passed(client.deadline) || passed(client.send_deadline) || hoards(client);
@@ -335,17 +311,12 @@ impl Clients {
         }
     }
 
-    /// Whether a request that needs memory must wait for others first.
-    fn must_queue(&self, need: Need) -> bool {
-        !self.parked[need as usize].is_empty() && self.resuming != Some(need)
-    }
-
-    fn park(&mut self, key: Key, need: Need) {
+    fn park(&mut self, cx: &mut Context, key: Key, need: Need) {
         if let Some(client) = self.clients.get_mut(key)
             && client.parked.is_none()
         {
             client.parked = Some(need);
-            self.parked[need as usize].push_back(key);
+            cx.waiters.push(Waiter::Client(key), need);
         }
     }
 
@@ -460,7 +431,7 @@ impl Clients {
 
     /// Places the next piece of a payload and hands it over as soon as it is there.
     fn step_payload(&mut self, cx: &mut Context, key: Key, payload: Payload) -> Flow {
-        let must_queue = self.must_queue(Need::Write);
+        let must_queue = cx.waiters.must_queue(Need::Write);
         let client = self.clients.get_mut(key).expect("the caller has it");
         if payload.left == 0 {
             client.stage = Stage::Header;
@@ -481,7 +452,7 @@ impl Clients {
         // Whoever waits for memory is not overtaken.
         let placed = if must_queue { None } else { cx.machine.place_write(len) };
         let Some(span) = placed else {
-            self.park(key, Need::Write);
+            self.park(cx, key, Need::Write);
             return Flow::Wait;
         };
         assert!(span.len == len, "the machine places what was asked for");

@@ -7,6 +7,7 @@ use replicator_core::wire::envelope::Envelope;
 
 use super::Op;
 use super::log::Log;
+use super::waiters::Waiters;
 use crate::ring::{MemoryId, Ring};
 
 /// The middle of the driver.
@@ -16,6 +17,7 @@ pub(crate) struct Context {
     /// When this turn began.
     pub(crate) now: Instant,
     pub(crate) log: Log,
+    pub(crate) waiters: Waiters,
     /// Buffers were given back after those who wait for some had been asked: ask them again before waiting.
     pub(crate) freed: bool,
     /// Something happened that the machine must draw conclusions from.

@@ -12,8 +12,10 @@ use replicator_core::status::Status;
 
 use replicator_core::units::Token;
 
+use super::ublk::{NewUblk, UblkStatus};
 use crate::branch::{BranchInfo, Branches};
 use crate::error::{VolumeError, VolumeFault};
+use crate::ublk;
 
 /// A volume's replica and what the shell knows about it.
 #[derive(Clone, Debug)]
@@ -24,6 +26,8 @@ pub struct VolumeStatus {
     pub core: Status,
     /// NBD connections now.
     pub nbd_connections: u32,
+    /// The device of the kernel's ublk driver that it serves.
+    pub ublk: Option<UblkStatus>,
     /// Whether the backing disk is opened with `O_DIRECT`.
     pub disk_direct: bool,
     /// Whether the journal is opened with `O_DIRECT`.
@@ -44,6 +48,10 @@ pub(crate) enum Request {
     BranchKept { token: Token, result: Result<(), String> },
     /// These are the branches there are now.
     Branches(Vec<BranchInfo>),
+    /// A device of the kernel's ublk driver is to be served.
+    AttachUblk { new: NewUblk, answer: mpsc::Sender<Result<String, AdminError>> },
+    /// Requests of a device are to fail.
+    BreakUblk { index: u32, answer: mpsc::Sender<Result<String, AdminError>> },
     /// A picture of the replica.
     Status { answer: mpsc::Sender<VolumeStatus> },
 }
@@ -135,8 +143,36 @@ impl VolumeHandle {
     /// # Errors
     /// What the replica says, or that there was no answer.
     pub fn admin(&self, action: AdminAction, deadline: Duration) -> Result<String, VolumeError> {
+        self.ask(|answer| Request::Admin { action, answer }, deadline)
+    }
+
+    /// Begins to serve a device of the kernel's ublk driver, which was made with so many tags and belongs to an
+    /// export generation. Blocks for at most one turn of the reactor.
+    ///
+    /// # Errors
+    /// If the volume is not served in that generation, or the device cannot be opened.
+    pub fn attach_ublk(&self, index: u32, generation: u64, tags: u16) -> Result<String, VolumeError> {
+        let refused = |reason: String| VolumeError::Refused(AdminError::Device(reason));
+        let file = ublk::open_device(index, tags).map_err(refused)?;
+        let new = NewUblk { index, generation, tags, file };
+        self.ask(|answer| Request::AttachUblk { new, answer }, Self::STATUS_DEADLINE)
+    }
+
+    /// Has all requests of a ublk device fail, so that it can be stopped.
+    ///
+    /// # Errors
+    /// If the volume does not serve it.
+    pub fn break_ublk(&self, index: u32) -> Result<String, VolumeError> {
+        self.ask(|answer| Request::BreakUblk { index, answer }, Self::STATUS_DEADLINE)
+    }
+
+    fn ask(
+        &self,
+        request: impl FnOnce(mpsc::Sender<Result<String, AdminError>>) -> Request,
+        deadline: Duration,
+    ) -> Result<String, VolumeError> {
         let (answer, answers) = mpsc::channel();
-        self.send(Request::Admin { action, answer })?;
+        self.send(request(answer))?;
         match answers.recv_timeout(deadline) {
             Ok(result) => Ok(result?),
             Err(RecvTimeoutError::Timeout) => Err(VolumeError::Deadline(deadline.as_millis())),

@@ -25,6 +25,8 @@ pub(crate) mod outbox;
 mod refusals;
 pub(crate) mod slab;
 mod storage;
+pub(crate) mod ublk;
+pub(crate) mod waiters;
 
 use std::os::fd::OwnedFd;
 use std::sync::mpsc;
@@ -40,6 +42,7 @@ use replicator_core::wire::message::Message;
 use crate::branch::BranchInfo;
 use crate::device::{Device, io_error};
 use crate::error::{RingError, StartError};
+use crate::frontend::Need;
 use crate::identity::Identity;
 use crate::names::NodeNames;
 use crate::options::VolumeOptions;
@@ -57,6 +60,8 @@ use log::Log;
 use refusals::Refusals;
 use slab::Key;
 use storage::{Storage, Unit, Work};
+use ublk::Ublk;
+use waiters::{Waiter, Waiters};
 
 /// What the driver calls an operation of the ring.
 #[derive(Clone, Copy, Debug)]
@@ -77,6 +82,8 @@ pub(crate) enum Op {
     LinkSend(Key),
     /// Work on disk or journal.
     Storage(Key),
+    /// A command on a tag of the kernel device.
+    Ublk(u16),
 }
 
 /// Files of the ring's table besides the NBD connections and links.
@@ -114,6 +121,7 @@ pub(crate) struct Driver {
     cx: Context,
     storage: Storage,
     clients: Clients,
+    ublk: Ublk,
     links: Links,
     control: Control,
     beside: Beside,
@@ -185,11 +193,12 @@ impl Driver {
         );
         let control = Control::new(&mut ring, requests, wake).map_err(system("register the wake-up"))?;
         let storage = Storage::new(&mut ring, disk, journal).map_err(system("map memory"))?;
-        let cx = Context { ring, machine, now, log, freed: false, has_news: true };
+        let cx = Context { ring, machine, now, log, waiters: Waiters::new(), freed: false, has_news: true };
         let mut driver = Self {
             cx,
             storage,
             clients: Clients::new(exports, view, options.nbd_connections_max),
+            ublk: Ublk::new(),
             links,
             control,
             branches: beside.list(),
@@ -233,6 +242,9 @@ impl Driver {
         self.cx.freed = false;
         self.links.resume(&mut self.cx);
         self.clients.resume(&mut self.cx);
+        self.ublk.resume(&mut self.cx);
+        self.resume_waiting(Need::Write);
+        self.resume_waiting(Need::Read);
         self.hand_over_readers();
         let is_due = self.settle.is_some_and(|due| due <= self.cx.now);
         if self.cx.has_news || is_due {
@@ -248,6 +260,21 @@ impl Driver {
         // After the sends are on their way: a peer works while this thread writes.
         self.storage.perform(&mut self.cx.ring);
         Ok(())
+    }
+
+    /// Asks those who wait for memory, in their order.
+    fn resume_waiting(&mut self, need: Need) {
+        for _ in 0..self.cx.waiters.len(need) {
+            let Some(waiter) = self.cx.waiters.ask(need) else { break };
+            let still_waits = match waiter {
+                Waiter::Client(key) => self.clients.resume_parked(&mut self.cx, key, need),
+                Waiter::Ublk(tag) => self.ublk.resume_parked(&mut self.cx, tag, need),
+            };
+            self.cx.waiters.asked(need, still_waits);
+            if still_waits {
+                break;
+            }
+        }
     }
 
     fn take_completions(&mut self) {
@@ -273,6 +300,7 @@ impl Driver {
             Op::Accept(door) => self.accepted(door, result, accepted, more),
             Op::ClientReceive(key) => self.clients.received(cx, key, result),
             Op::ClientSend(key) => self.clients.sent(cx, key, result),
+            Op::Ublk(tag) => self.ublk.fetched(cx, tag, result),
             Op::LinkConnect(key) => self.links.connected(cx, key, result),
             Op::LinkReceive(key) => self.links.received(cx, key, result),
             Op::LinkSend(key) => self.links.sent(cx, key, result),
@@ -314,6 +342,12 @@ impl Driver {
                     self.branches = branches;
                     self.list_exports();
                 }
+                Request::AttachUblk { new, answer } => {
+                    let _ = answer.send(self.ublk.attach(&mut self.cx, new));
+                }
+                Request::BreakUblk { index, answer } => {
+                    let _ = answer.send(self.ublk.break_off(&mut self.cx, index));
+                }
                 Request::Status { answer } => {
                     let _ = answer.send(self.status());
                 }
@@ -326,6 +360,7 @@ impl Driver {
             name: self.options.name.clone(),
             core: self.cx.machine.status(),
             nbd_connections: u32::try_from(self.clients.len()).unwrap_or(u32::MAX),
+            ublk: self.ublk.status(),
             disk_direct: self.disk_direct,
             journal_direct: self.journal_direct,
             backends: self.backends.clone(),
@@ -346,6 +381,8 @@ impl Driver {
             self.housekeeping = now.plus_ms(HOUSEKEEPING_MS);
             self.cx.has_news = true;
             self.clients.expire(&mut self.cx);
+            self.ublk.check_generation(&mut self.cx);
+            self.ublk.retry_held();
             for door in self.doors_shut.drain(..) {
                 for (_, file) in self.doors.iter().filter(|(other, _)| *other == door) {
                     self.cx.ring.accept(Op::Accept(door), *file);
@@ -371,6 +408,9 @@ impl Driver {
     fn obey_other(&mut self, command: Command) {
         let cx = &mut self.cx;
         match command {
+            Command::Complete { request, result } if Ublk::owns(request) => {
+                self.ublk.completed(cx, request, result);
+            }
             Command::Complete { request, result } => self.clients.completed(cx, request, result),
             Command::WriteSuperblock { token, superblock } => {
                 self.storage.begin_superblock(&mut cx.ring, token, superblock);
@@ -408,6 +448,7 @@ impl Driver {
         if !open {
             self.clients.close_all(&mut self.cx);
         }
+        self.ublk.serve(&mut self.cx, open);
     }
 
     /// Opens or ends the frozen export.
@@ -527,10 +568,11 @@ impl Driver {
     }
 
     fn enter(&mut self) -> Result<(), RingError> {
-        let waiting = self.clients.is_waiting() || self.links.is_waiting();
+        let waiting = !self.cx.waiters.is_empty() || self.links.is_waiting();
         let is_busy = self.is_stopped
             || self.storage.is_busy()
             || self.clients.is_ready()
+            || self.ublk.is_ready()
             || self.cx.has_news
             || (self.cx.freed && waiting);
         if is_busy {

@@ -8,10 +8,12 @@
 //! One caller's duty remains, and is a matter of right data, not of memory safety: bytes that an operation in
 //! flight reads or writes are left alone.
 
+mod control;
 mod memory;
 mod operations;
 mod probe;
 mod slots;
+mod ublk_queue;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -22,9 +24,11 @@ use io_uring::{IoUring, cqueue, squeue};
 use replicator_core::event::Errno;
 use replicator_core::units::Span;
 
+pub(crate) use control::{COMMAND_BYTES, ControlRing};
 pub(crate) use memory::Memory;
 pub(crate) use operations::PIECES_MAX;
-use slots::{Files, Slot, Slots};
+use slots::{Files, Kind, Slot, Slots};
+pub(crate) use ublk_queue::UblkQueue;
 
 use crate::error::RingError;
 use crate::options::RingOptions;
@@ -106,6 +110,8 @@ pub(crate) struct Ring<T: Copy> {
     extras: Vec<Option<Extra>>,
     files: Files,
     slots: Slots<T>,
+    /// How many of them are commands of drivers.
+    commands: usize,
     reaped: Vec<cqueue::Entry>,
     flags: &'static str,
     has_sends_queued: bool,
@@ -138,6 +144,7 @@ impl<T: Copy> Ring<T> {
             extras: Vec::new(),
             files: Files { files: (0..files_max).map(|_| None).collect() },
             slots: Slots::new(COMPLETIONS as usize),
+            commands: 0,
             reaped: Vec::with_capacity(COMPLETIONS as usize),
             flags,
             has_sends_queued: false,
@@ -340,14 +347,15 @@ impl<T: Copy> Ring<T> {
 
     fn complete(&mut self, entry: &cqueue::Entry) -> Option<Completion<T>> {
         let slot = self.slots.get(entry.user_data())?;
-        let (tag, accepts) = (slot.tag, slot.accepts);
+        let (tag, kind) = (slot.tag, slot.kind);
         let more = cqueue::more(entry.flags());
         if !more {
             let (_, memory) = self.slots.remove(entry.user_data())?;
+            self.commands -= usize::from(kind == Kind::Command);
             self.finish_memory(memory);
         }
         let result = usize::try_from(entry.result()).map_err(|_| Errno(-entry.result()));
-        let accepted = result.ok().filter(|_| accepts).map(|_| {
+        let accepted = result.ok().filter(|_| kind == Kind::Accept).map(|_| {
             // SAFETY: a successful accept returns a descriptor that nobody else knows.
             unsafe { OwnedFd::from_raw_fd(entry.result()) }
         });
@@ -386,11 +394,12 @@ impl<T: Copy> Ring<T> {
         let _ = self.uring.submitter().register_sync_cancel(Some(Timespec::new()), which);
     }
 
+    /// Ends everything in flight but commands, which hold nothing of ours and end with the ring.
     fn cancel_all(&mut self) -> bool {
         let _ = self.uring.submit();
         let mut ignored = Vec::new();
         for _ in 0..20 {
-            if self.slots.len() == 0 {
+            if self.slots.len() == self.commands {
                 return true;
             }
             let _ = self.uring.submitter().register_sync_cancel(None, CancelBuilder::any());
@@ -398,7 +407,7 @@ impl<T: Copy> Ring<T> {
             self.reap(&mut ignored);
             ignored.clear();
         }
-        self.slots.len() == 0
+        self.slots.len() == self.commands
     }
 }
 

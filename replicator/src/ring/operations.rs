@@ -8,7 +8,7 @@ use replicator_core::event::Errno;
 use replicator_core::units::Span;
 use rustix::fs::FallocateFlags;
 
-use super::slots::{Side, Slot};
+use super::slots::{Kind, Side, Slot};
 use super::{FileId, MemoryId, Piece, Place, Ring};
 use crate::device::errno;
 
@@ -38,7 +38,7 @@ impl<T: Copy> Ring<T> {
         } else {
             opcode::Read::new(file, address, len).offset(offset).build()
         };
-        self.push(Slot { tag, memory, side: None, accepts: false }, entry);
+        self.push(Slot { tag, memory, side: None, kind: Kind::Plain }, entry);
     }
 
     /// Writes to a file.
@@ -50,19 +50,19 @@ impl<T: Copy> Ring<T> {
         } else {
             opcode::Write::new(file, address, len).offset(offset).build()
         };
-        self.push(Slot { tag, memory, side: None, accepts: false }, entry);
+        self.push(Slot { tag, memory, side: None, kind: Kind::Plain }, entry);
     }
 
     /// Makes everything written to a file before this is submitted durable.
     pub(crate) fn sync(&mut self, tag: T, file: FileId) {
         let entry = opcode::Fsync::new(types::Fixed(file.0)).flags(types::FsyncFlags::DATASYNC).build();
-        self.push(Slot { tag, memory: None, side: None, accepts: false }, entry);
+        self.push(Slot { tag, memory: None, side: None, kind: Kind::Plain }, entry);
     }
 
     /// Punches a hole into a file or zeroes a range, by `mode` of `fallocate(2)`.
     pub(crate) fn allocate(&mut self, tag: T, file: FileId, mode: i32, offset: u64, length: u64) {
         let entry = opcode::Fallocate::new(types::Fixed(file.0), length).offset(offset).mode(mode).build();
-        self.push(Slot { tag, memory: None, side: None, accepts: false }, entry);
+        self.push(Slot { tag, memory: None, side: None, kind: Kind::Plain }, entry);
     }
 
     /// Receives what there is, or with `whole` until the place is full or the stream ends.
@@ -70,7 +70,7 @@ impl<T: Copy> Ring<T> {
         let (address, len, memory, _) = self.locate(place);
         let flags = if whole { libc::MSG_WAITALL } else { 0 };
         let entry = opcode::Recv::new(types::Fixed(file.0), address, len).flags(flags).build();
-        self.push(Slot { tag, memory, side: None, accepts: false }, entry);
+        self.push(Slot { tag, memory, side: None, kind: Kind::Plain }, entry);
     }
 
     /// Sends up to [`PIECES_MAX`] pieces as one; local ones lie in `memory`. It may still send only a part.
@@ -92,7 +92,7 @@ impl<T: Copy> Ring<T> {
         header.msg_iovlen = pieces.len() as _;
         let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL).unsigned_abs();
         let entry = opcode::SendMsg::new(types::Fixed(file.0), &raw const *header).flags(flags).build();
-        self.push(Slot { tag, memory: Some(memory), side: Some(side), accepts: false }, entry);
+        self.push(Slot { tag, memory: Some(memory), side: Some(side), kind: Kind::Plain }, entry);
         self.has_sends_queued = true;
     }
 
@@ -100,7 +100,7 @@ impl<T: Copy> Ring<T> {
     pub(crate) fn accept(&mut self, tag: T, file: FileId) {
         let flags = libc::SOCK_CLOEXEC;
         let entry = opcode::AcceptMulti::new(types::Fixed(file.0)).flags(flags).build();
-        self.push(Slot { tag, memory: None, side: None, accepts: true }, entry);
+        self.push(Slot { tag, memory: None, side: None, kind: Kind::Accept }, entry);
     }
 
     /// Connects a socket.
@@ -112,7 +112,7 @@ impl<T: Copy> Ring<T> {
         side.address = unsafe { std::ptr::read(address.as_ptr().cast()) };
         let pointer = (&raw const side.address).cast();
         let entry = opcode::Connect::new(types::Fixed(file.0), pointer, len).build();
-        self.push(Slot { tag, memory: None, side: Some(side), accepts: false }, entry);
+        self.push(Slot { tag, memory: None, side: Some(side), kind: Kind::Plain }, entry);
     }
 
     /// Reads the counter of an eventfd into `memory`.

@@ -23,13 +23,24 @@ impl Side {
     }
 }
 
+/// What a completion means for the ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// The operation is over.
+    Plain,
+    /// It carries a new descriptor.
+    Accept,
+    /// A driver has done a command. Until then nothing of ours is in the kernel's hands, and only the driver, or the
+    /// end of the ring, ends it.
+    Command,
+}
+
 /// One operation in flight.
 pub(super) struct Slot<T> {
     pub(super) tag: T,
     pub(super) memory: Option<MemoryId>,
     pub(super) side: Option<Box<Side>>,
-    /// The completion carries a new descriptor.
-    pub(super) accepts: bool,
+    pub(super) kind: Kind,
 }
 
 /// All of them.

@@ -69,10 +69,10 @@ impl Clients {
 
     fn begin_read(&mut self, cx: &mut Context, key: Key, request: Request) -> Flow {
         // Whoever waits for memory is not overtaken, or a long read would wait for ever.
-        let read = if self.must_queue(Need::Read) { None } else { take_read(cx, request.length_bytes) };
+        let read = if cx.waiters.must_queue(Need::Read) { None } else { take_read(cx, request.length_bytes) };
         let Some(read) = read else {
             self.clients.get_mut(key).expect("the caller has it").stage = Stage::Blocked(request);
-            self.park(key, Need::Read);
+            self.park(cx, key, Need::Read);
             return Flow::Wait;
         };
         let operation = self.begin(key, &request);
