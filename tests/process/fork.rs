@@ -11,8 +11,8 @@ use std::io::{Read, Seek, SeekFrom};
 const MIB: usize = 1 << 20;
 const BLOCK: usize = 4096;
 
-fn start() -> Sandbox {
-    let arguments = ["--size", "32M", "--journal-size", "20M", "--on-peer-loss", "continue"];
+fn start(journal_size: &str) -> Sandbox {
+    let arguments = ["--size", "32M", "--journal-size", journal_size, "--on-peer-loss", "continue"];
     let sandbox = Sandbox::start(&arguments);
     sandbox.wait_level(0);
     sandbox
@@ -49,10 +49,12 @@ fn nbdcopy(socket: &str, name: &str) -> Option<Vec<u8>> {
 
 /// Both nodes serve and write alone: a goes on without b, and is killed; b is forced.
 fn forked() -> Sandbox {
-    let mut sandbox = start();
+    let mut sandbox = start("20M");
     write(&sandbox, 0, 0..200, 1);
     sandbox.kill(1);
     write(&sandbox, 0, 100..300, 2);
+    // What lies on its disk is what it held.
+    wait_for("a to have applied all", || sandbox.status(0).filter(|v| v["applied"] == v["journaled"]));
     sandbox.kill(0);
     sandbox.restart(1);
     wait_for("b to answer", || sandbox.status(1));
@@ -81,7 +83,6 @@ fn two_primaries_by_force_are_told_apart_resolved_and_nothing_is_lost() {
             sandbox.log(node).contains("fork: the logs here and on").then_some(())
         });
     }
-    wait_for("a to have applied all", || sandbox.status(0).filter(|v| v["applied"] == v["journaled"]));
     let held = std::fs::read(&sandbox.nodes[0].disk).unwrap();
     let control = sandbox.nodes[1].control.clone();
     let asked = run(&["resolve", "r0", "--discard", "a", "--control", &control]);
@@ -134,7 +135,8 @@ fn two_primaries_by_force_are_told_apart_resolved_and_nothing_is_lost() {
 
 #[test]
 fn a_frozen_secondary_offers_exactly_one_position_while_writes_go_on() {
-    let mut sandbox = start();
+    // Half of the journal is what a freeze may use.
+    let mut sandbox = start("128M");
     let mut client = wait_for("the export to open", || Client::connect(&sandbox.nodes[0].nbd_socket).ok());
     // Write n puts the stamp n at its place: a prefix has the stamps 1..=k and nothing after, for one k.
     let mut stamp = |n: usize| {
