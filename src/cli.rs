@@ -40,6 +40,15 @@ pub(crate) enum Command {
     Invalidate(InvalidateArgs),
     /// Compare the other copies of a volume with the primary's, while it is in use. Exit code 3 if they differ
     Verify(VerifyArgs),
+    /// Come back from a fork: name the node whose side is given up. It is kept as a branch first
+    Resolve(ResolveArgs),
+    /// What was kept of forks that this node lost
+    #[command(subcommand)]
+    Branch(BranchCommand),
+    /// Stop applying at one exact position on a secondary, and offer what it holds as VOLUME@frozen
+    FreezeApply(VolumeArgs),
+    /// End a freeze: the secondary applies again, and its frozen export ends
+    Thaw(VolumeArgs),
     /// Make a volume that is served on this node a block device, /dev/nbdN or /dev/ublkbN
     Attach(AttachArgs),
     /// End the block device of a volume
@@ -262,6 +271,58 @@ pub(crate) struct VerifyArgs {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Arguments of `resolve`.
+#[derive(Debug, Args)]
+pub(crate) struct ResolveArgs {
+    /// The volume
+    pub(crate) volume: String,
+    /// The node whose entries past the common point are given up
+    #[arg(long, value_name = "NODE")]
+    pub(crate) discard: String,
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+    /// Do not ask
+    #[arg(long)]
+    pub(crate) yes: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Which volume of which node.
+#[derive(Debug, Args)]
+pub(crate) struct VolumeArgs {
+    /// The volume
+    pub(crate) volume: String,
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Which branch.
+#[derive(Debug, Args)]
+pub(crate) struct BranchArgs {
+    #[command(flatten)]
+    pub(crate) volume: VolumeArgs,
+    /// The branch, as `branch list` names it
+    pub(crate) name: String,
+}
+
+/// What to do with branches.
+#[derive(Debug, Subcommand)]
+pub(crate) enum BranchCommand {
+    /// List them
+    List(VolumeArgs),
+    /// Show one: what it keeps, of which log, since when
+    Show(BranchArgs),
+    /// Say how to read one over NBD
+    Export(BranchArgs),
+    /// Remove one for good
+    Delete(BranchArgs),
 }
 
 /// Arguments of `attach`.
@@ -496,6 +557,11 @@ mod tests {
             "holdfast attach r0",
             "holdfast attach r0 /dev/nbd0 --control /s --follow --connections 4 --dead-time 30s --request-timeout 5s",
             "holdfast attach r0 --config f --node a --read-only --block-size 4096 --json",
+            "holdfast resolve r0 --discard b --yes",
+            "holdfast branch list r0",
+            "holdfast branch delete r0 3-42-0a1b2c3d",
+            "holdfast freeze-apply r0",
+            "holdfast thaw r0",
             "holdfast attach --status --json",
             "holdfast detach r0",
             "holdfast detach /dev/nbd0 --force",

@@ -2,6 +2,7 @@
 //! 0 done, 1 failed or refused, 2 used wrongly, 3 looked at and found damaged, or different.
 
 mod attach;
+mod branch;
 mod cli;
 mod configuration;
 mod create;
@@ -43,6 +44,10 @@ fn main() -> ExitCode {
         Command::Shrink(arguments) => role::shrink(&arguments),
         Command::Invalidate(arguments) => role::invalidate(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
+        Command::Resolve(arguments) => branch::resolve(&arguments),
+        Command::Branch(command) => branch::run(&command),
+        Command::FreezeApply(arguments) => role::freeze_apply(&arguments),
+        Command::Thaw(arguments) => role::thaw(&arguments),
         Command::Attach(arguments) => attach::attach(&arguments),
         Command::Detach(arguments) => attach::detach(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),

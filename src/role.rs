@@ -1,10 +1,10 @@
-//! `holdfast promote`, `demote`, `shrink` and `invalidate`: an operator's word to a running node.
+//! `holdfast promote`, `demote`, `shrink`, `invalidate`, `freeze-apply` and `thaw`: an operator's word to a running node.
 
 use anyhow::{Result, bail};
 use replicator::control::ClientError;
 use replicator::control::json::Done;
 
-use crate::cli::{DemoteArgs, InvalidateArgs, PromoteArgs, ShrinkArgs};
+use crate::cli::{DemoteArgs, InvalidateArgs, PromoteArgs, ShrinkArgs, VolumeArgs};
 use crate::{output, target};
 
 /// Makes a node the volume's primary.
@@ -38,7 +38,19 @@ pub(crate) fn invalidate(arguments: &InvalidateArgs) -> Result<()> {
     report(client.invalidate(&arguments.volume), arguments.json)
 }
 
-fn report(answer: Result<Done, ClientError>, json: bool) -> Result<()> {
+/// Stops a secondary's apply at one position.
+pub(crate) fn freeze_apply(arguments: &VolumeArgs) -> Result<()> {
+    let client = target::client(&arguments.target)?;
+    report(client.freeze_apply(&arguments.volume), arguments.json)
+}
+
+/// Lets it go on.
+pub(crate) fn thaw(arguments: &VolumeArgs) -> Result<()> {
+    let client = target::client(&arguments.target)?;
+    report(client.thaw(&arguments.volume), arguments.json)
+}
+
+pub(crate) fn report(answer: Result<Done, ClientError>, json: bool) -> Result<()> {
     if json && let Err(ClientError::Refused(reason)) = &answer {
         output::print_json(&serde_json::json!({ "error": reason }), true)?;
     }

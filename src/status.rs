@@ -133,6 +133,9 @@ fn render_volume(volume: &VolumeReport, style: Style) -> String {
         counted(counters.flushes, "flush", "flushes"),
         counted(u64::from(replica.nbd_connections), "connection", "connections")
     );
+    if let Some(verify) = &replica.verify {
+        let _ = write!(out, "  {}", crate::verify::render(verify).replace("\n  ", "\n    "));
+    }
     if let Some(ublk) = &replica.ublk {
         let state = match (ublk.broken, ublk.served) {
             (true, _) => ", its requests fail",
@@ -140,9 +143,6 @@ fn render_volume(volume: &VolumeReport, style: Style) -> String {
             (_, true) => "",
         };
         let _ = writeln!(out, "  ublk    /dev/ublkb{}{state}", ublk.index);
-    }
-    if let Some(verify) = &replica.verify {
-        let _ = write!(out, "  {}", crate::verify::render(verify).replace("\n  ", "\n    "));
     }
     for uri in &volume.nbd {
         let _ = writeln!(out, "  nbd     {uri}");

@@ -119,6 +119,7 @@ fn frames(bench: &mut Bench, count: usize) {
         chain_after: Chain(5),
         committed: Sequence(0),
         stable: Sequence(0),
+        closed_ms: 0,
     };
     let plural = if count == 1 { "entry" } else { "entries" };
     bench.run(&format!("frame: encode header, {count} {plural}"), PAGE, count, || {

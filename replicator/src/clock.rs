@@ -13,6 +13,12 @@ pub(crate) fn now() -> Instant {
     Instant(part(time.tv_sec) * 1_000_000_000 + part(time.tv_nsec))
 }
 
+/// The time of day in milliseconds since 1970, for people; 0 if the clock is set to before that.
+pub(crate) fn wall_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
 /// How long from `now` until `then`; nothing if it has come.
 pub(crate) fn until(now: Instant, then: Instant) -> Duration {
     Duration::from_nanos(then.since_ns(now))

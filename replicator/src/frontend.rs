@@ -7,10 +7,10 @@ use nbd_frontend::{Negotiated, Reject, ReplyFormat, ReplyTag, Request, Session};
 use replicator_core::command::RequestError;
 use replicator_core::units::{Buffer, Instant, PAGE_BYTES, Span};
 
-use crate::driver::Op;
 use crate::driver::inbox::Inbox;
 use crate::driver::outbox::Outbox;
 use crate::driver::slab::Key;
+use crate::driver::{BRANCH, FROZEN, Op};
 use crate::ring::{FileId, Ring};
 
 /// Bytes of a connection's receive buffer.
@@ -85,11 +85,33 @@ pub(crate) enum Need {
     Read,
 }
 
+/// What a client chose to read, or to write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Choice {
+    /// The volume.
+    Volume,
+    /// What the volume held at the position where apply stands still.
+    Frozen,
+    /// The branch of this name.
+    Branch(String),
+}
+
+impl Choice {
+    fn of(export: &str) -> Self {
+        match export.split_once(BRANCH) {
+            Some((_, name)) => Self::Branch(name.to_owned()),
+            None if export.ends_with(FROZEN) => Self::Frozen,
+            None => Self::Volume,
+        }
+    }
+}
+
 /// One NBD connection.
 pub(crate) struct Client {
     pub(crate) session: Session,
     pub(crate) format: ReplyFormat,
     pub(crate) is_negotiated: bool,
+    pub(crate) choice: Choice,
     pub(crate) file: FileId,
     pub(crate) inbox: Inbox,
     pub(crate) outbox: Outbox<Buffer>,
@@ -125,6 +147,7 @@ impl Client {
             session: Session::new(),
             format: ReplyFormat::Simple,
             is_negotiated: false,
+            choice: Choice::Volume,
             file,
             inbox,
             outbox,
@@ -152,7 +175,8 @@ impl Client {
     pub(crate) fn negotiated(&mut self) -> Option<&Negotiated> {
         self.is_negotiated = true;
         self.deadline = None;
-        self.format = self.session.negotiated()?.format;
+        let negotiated = self.session.negotiated()?;
+        (self.format, self.choice) = (negotiated.format, Choice::of(&negotiated.export_name));
         self.session.negotiated()
     }
 

@@ -8,6 +8,7 @@
 
 mod arena;
 mod auth;
+pub mod branch;
 mod clock;
 pub mod config;
 pub mod control;

@@ -67,6 +67,8 @@ pub struct VolumeOptions {
     pub disk: PathBuf,
     /// The journal: a file or a block device.
     pub journal: PathBuf,
+    /// Folder for branches: what this replica held when it lost a fork.
+    pub branches: PathBuf,
     /// Bytes of the journal when it is created as a file.
     pub journal_bytes: u64,
     /// Whether disk and journal are opened with `O_DIRECT`.

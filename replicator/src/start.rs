@@ -15,7 +15,9 @@ use replicator_core::recovery::{self, JournalReader};
 use replicator_core::units::PAGE_BYTES;
 use rustix::event::EventfdFlags;
 
+use crate::branch::Branches;
 use crate::device::{Device, Kind};
+use crate::driver::beside::Beside;
 use crate::driver::handle::Exit;
 pub use crate::driver::handle::{VolumeHandle, VolumeStatus};
 use crate::driver::listeners::Listeners;
@@ -47,13 +49,17 @@ pub fn open(options: VolumeOptions) -> Result<VolumeHandle, StartError> {
         log.line(text);
     }
     let exports = exports(&options)?;
-    let recovered = recovery::recover(
+    let branches = Branches::new(&options.branches, &options.name, options.core.volume);
+    let mut recovered = recovery::recover(
         &superblock,
         copies.is_damage(),
         clock::boot_id(),
         &mut BlockingReader { journal: &journal },
     )
     .map_err(|error| StartError::Recover { path: options.journal.clone(), error })?;
+    if recovered.superblock.diverges {
+        recovered.diverged = branches.blocks_of(recovered.superblock.branch);
+    }
     let page = u32::try_from(PAGE_BYTES).expect("4096");
     for (device, granularity) in [(&mut journal, page), (&mut disk, options.block_bytes)] {
         if let Some(reason) = device.set_direct(options.direct_io, granularity)? {
@@ -61,7 +67,8 @@ pub fn open(options: VolumeOptions) -> Result<VolumeHandle, StartError> {
         }
     }
     let arena = arena::map(options.core.arena_bytes)?;
-    let machine = Machine::new(options.core.clone(), recovered, clock::now());
+    let mut machine = Machine::new(options.core.clone(), recovered, clock::now());
+    machine.set_wall_clock(clock::wall_ms().saturating_sub(clock::now().0 / 1_000_000));
     let listeners = Listeners::open(&options)?;
     let wake = rustix::event::eventfd(0, EventfdFlags::CLOEXEC).map_err(system("make an eventfd"))?;
     let waker =
@@ -69,9 +76,12 @@ pub fn open(options: VolumeOptions) -> Result<VolumeHandle, StartError> {
     let (sender, requests) = mpsc::channel();
     let exit = Arc::new(Exit::default());
     let name = options.name.clone();
-    let parts = Parts { options, machine, arena, disk, journal, listeners, exports, requests, wake, log };
-    spawn(&name, parts, Arc::clone(&exit))?;
-    Ok(VolumeHandle::new(name, sender, waker, exit))
+    let handle = VolumeHandle::new(name.clone(), sender, waker, Arc::clone(&exit), branches.clone());
+    let beside = Beside::new(branches, handle.clone());
+    let parts =
+        Parts { options, machine, arena, disk, journal, listeners, exports, requests, wake, log, beside };
+    spawn(&name, parts, exit)?;
+    Ok(handle)
 }
 
 fn system(action: &'static str) -> impl Fn(rustix::io::Errno) -> StartError {
@@ -228,15 +238,15 @@ fn check_identity(
     Ok(())
 }
 
-/// The volume under its name and as the default export.
-fn exports(options: &VolumeOptions) -> Result<Vec<Export>, StartError> {
+/// An export of the volume, or of an earlier content of it, which is read-only.
+pub(crate) fn export(options: &VolumeOptions, name: &str, read_only: bool) -> Export {
     let max_bytes = REQUEST_BYTES_MAX.min(options.core.arena_bytes / 2) / PAGE_BYTES * PAGE_BYTES;
-    let export = |name: &str| Export {
+    Export {
         name: name.to_owned(),
         description: format!("Holdfast volume {} on {}", options.name, options.node_name),
         size_bytes: options.size_bytes,
         flags: ExportFlags {
-            read_only: false,
+            read_only,
             rotational: false,
             flush: true,
             fua: true,
@@ -252,8 +262,12 @@ fn exports(options: &VolumeOptions) -> Result<Vec<Export>, StartError> {
             max_bytes: u32::try_from(max_bytes).expect("at most 32 MiB"),
         },
         availability: Availability::Refused { message: "the volume is starting".to_owned() },
-    };
-    let exports = vec![export(&options.name), export("")];
+    }
+}
+
+/// The volume under its name and as the default export.
+fn exports(options: &VolumeOptions) -> Result<Vec<Export>, StartError> {
+    let exports = vec![export(options, &options.name, false), export(options, "", false)];
     for export in &exports {
         export.check().map_err(|error| StartError::Export {
             volume: options.name.clone(),

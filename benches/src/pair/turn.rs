@@ -175,7 +175,11 @@ impl Pair {
             Command::Serve { open } => node.is_serving = open,
             Command::Answer { result, .. } => assert!(result.is_ok(), "{result:?}"),
             Command::Report(_) => {}
-            Command::ReadJournal { .. } | Command::CloseLink { .. } | Command::Stopped => {
+            Command::ReadJournal { .. }
+            | Command::CloseLink { .. }
+            | Command::ServeFrozen { .. }
+            | Command::KeepBranch { .. }
+            | Command::Stopped => {
                 unreachable!("not in a pair that is level and at peace: {command:?}")
             }
         }

@@ -7,8 +7,11 @@ use alloc::vec::Vec;
 
 use thiserror::Error;
 
+use crate::dirty::DirtyMap;
 use crate::disk::superblock::Superblock;
 use crate::event::{Errno, ZeroKind};
+use crate::status::ForkStatus;
+use crate::tracker::Base;
 use crate::units::{AdminId, LinkId, NodeId, Position, RequestId, Span, Token};
 use crate::wire::envelope::Envelope;
 use crate::wire::message::Message;
@@ -145,6 +148,19 @@ pub enum Command {
         /// Whether clients may be served now.
         open: bool,
     },
+    /// The frozen export opened or ended.
+    ServeFrozen {
+        /// Whether it may be read now.
+        open: bool,
+    },
+    /// Keep what the backing disk holds in some blocks as a branch, complete and durable. Nothing is written to the
+    /// disk until [`Event::BranchKept`](crate::event::Event::BranchKept) answers.
+    KeepBranch {
+        /// Names it.
+        token: Token,
+        /// What to keep.
+        plan: Box<BranchPlan>,
+    },
     /// Something an operator would want in the log.
     Report(Report),
     /// The machine has stopped in order; nothing follows.
@@ -182,9 +198,35 @@ pub enum AdminError {
     Device(String),
 }
 
+/// What a branch is made of.
+#[derive(Clone, Debug)]
+pub struct BranchPlan {
+    /// Where the logs parted.
+    pub common: Base,
+    /// The end of the log whose content it keeps.
+    pub head: Base,
+    /// The blocks to keep.
+    pub blocks: DirtyMap,
+    /// What changed since the common point could not be told: these are all blocks there are.
+    pub is_everything: bool,
+}
+
 /// Something an operator would want in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Report {
+    /// The log of a peer parted from this one.
+    Fork {
+        /// Which.
+        node: NodeId,
+        /// Where, and what lies past that.
+        fork: ForkStatus,
+    },
+    /// How giving up the data of one side goes on.
+    Branch(String),
+    /// Apply stands still here, and the frozen export is open.
+    FreezeBegan(Position),
+    /// Apply goes on, and the frozen export has ended, for this reason.
+    FreezeEnded(String),
     /// The role changed.
     Role(String),
     /// The state of a peer changed.

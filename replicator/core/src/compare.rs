@@ -6,6 +6,7 @@ use alloc::string::String;
 
 use crate::config::Config;
 use crate::disk::superblock::DiskState;
+use crate::tracker::Base;
 use crate::units::{Epoch, Sequence};
 use crate::wire::message::Hello;
 
@@ -27,6 +28,20 @@ pub enum Verdict {
     StepDown,
     /// It is Primary of an earlier reign and will step down; ask again.
     AwaitStepDown,
+    /// It is Primary, and what is beyond the common point here was given up: it will say what changed there.
+    Borrow,
+    /// I am Primary and it gave up what it has beyond the common point: it is told what changed here since.
+    Lend {
+        /// The last entry both hold.
+        common: Sequence,
+    },
+    /// Both hold entries that the other has not, and clients may count on either; both sides stay as they are.
+    Fork {
+        /// The last entry both hold.
+        common: Sequence,
+        /// What is wrong and what to do.
+        reason: String,
+    },
     /// Nothing is safe but an operator's decision; both sides stay as they are.
     Refuse {
         /// What is wrong and what to do.
@@ -38,11 +53,37 @@ fn refuse(reason: String) -> Verdict {
     Verdict::Refuse { reason }
 }
 
+/// Why two replicas cannot go on together.
+enum Conflict {
+    /// An operator must see to this.
+    Other(String),
+    /// Their logs part after this entry.
+    Fork(Sequence, String),
+}
+
+impl From<String> for Conflict {
+    fn from(reason: String) -> Self {
+        Self::Other(reason)
+    }
+}
+
+impl From<Conflict> for Verdict {
+    fn from(conflict: Conflict) -> Self {
+        match conflict {
+            Conflict::Other(reason) => Self::Refuse { reason },
+            Conflict::Fork(common, reason) => Self::Fork { common, reason },
+        }
+    }
+}
+
 /// The verdict on a peer that said `theirs` to a replica that says `mine`.
 #[must_use]
 pub fn verdict(config: &Config, mine: &Hello, theirs: &Hello) -> Verdict {
     if let Some(reason) = identity_conflict(config, mine, theirs) {
         return refuse(reason);
+    }
+    if mine.yields || theirs.yields {
+        return yielding(mine, theirs);
     }
     match (mine.primary, theirs.primary) {
         (false, false) => both_secondary(mine, theirs),
@@ -52,12 +93,26 @@ pub fn verdict(config: &Config, mine: &Hello, theirs: &Hello) -> Verdict {
         (false, true) if config.managed && mine.promised > theirs.record.epoch => Verdict::Idle,
         (true, false) => match source_conflict(mine, theirs) {
             Ok(Way { common, needs_blocks }) => Verdict::Source { common, needs_blocks },
-            Err(reason) => refuse(reason),
+            Err(conflict) => conflict.into(),
         },
         (false, true) => match source_conflict(theirs, mine) {
             Ok(_) => Verdict::Target,
-            Err(reason) => refuse(reason),
+            Err(conflict) => conflict.into(),
         },
+    }
+}
+
+/// One of the two gave up what it has beyond the common point: it waits for a Primary, which tells it what changed.
+fn yielding(mine: &Hello, theirs: &Hello) -> Verdict {
+    let (source, target) = match (mine.primary && !mine.yields, theirs.primary && !theirs.yields) {
+        (true, false) => (mine, theirs),
+        (false, true) => (theirs, mine),
+        _ => return Verdict::Idle,
+    };
+    match promise_conflict(source, target).map_or_else(|| common_point(source, target), Err) {
+        Ok(common) if source.node == mine.node => Verdict::Lend { common },
+        Ok(_) => Verdict::Borrow,
+        Err(reason) => refuse(reason),
     }
 }
 
@@ -88,25 +143,20 @@ struct Way {
     needs_blocks: bool,
 }
 
-/// Where `target` can be continued from by the stream of `source`, or why it cannot. Written from the source's
-/// point of view; the words name positions so that they are right on both sides.
-fn source_conflict(source: &Hello, target: &Hello) -> Result<Way, String> {
-    if target.promised > source.record.epoch {
-        return Err(format!(
+/// Why `target` may not follow the reign of `source` though nothing else is against it.
+fn promise_conflict(source: &Hello, target: &Hello) -> Option<String> {
+    (target.promised > source.record.epoch).then(|| {
+        format!(
             "the Secondary has promised epoch {} to another promotion; the Primary's epoch is {}: demote it and \
              promote again, or finish the other promotion",
             target.promised, source.record.epoch
-        ));
-    }
-    if target.promised == source.record.epoch
-        && target.record.epoch == source.record.epoch
-        && target.record.reign != source.record.reign
-    {
-        return Err(format!(
-            "split brain: epoch {} was opened twice, by two promotions; both copies are kept as they are",
-            source.record.epoch
-        ));
-    }
+        )
+    })
+}
+
+/// Where `target` can be continued from by the stream of `source`, or why it cannot. Written from the source's
+/// point of view; the words name positions so that they are right on both sides.
+fn source_conflict(source: &Hello, target: &Hello) -> Result<Way, Conflict> {
     // A copy that is Inconsistent resumes its resync, wherever its log ends: never catch-up alone.
     let is_incomplete = target.disk_state == DiskState::Inconsistent;
     if !is_incomplete && (target.disk_state != DiskState::UpToDate || target.suspect) {
@@ -115,15 +165,30 @@ fn source_conflict(source: &Hello, target: &Hello) -> Result<Way, String> {
              the disk is sound, have it written anew with `holdfast invalidate` there",
             target.disk_state,
             if target.suspect { " and suspect" } else { "" }
-        ));
+        )
+        .into());
     }
     let common = common_point(source, target)?;
     let promised_to_clients = may_be_acknowledged(target, source);
     if promised_to_clients > common {
-        return Err(format!(
+        let reason = format!(
             "split brain: the histories part after entry {common}, and the Secondary may have acknowledged or applied \
              entries up to {promised_to_clients} that the Primary does not have; both copies are kept as they are"
-        ));
+        );
+        return Err(Conflict::Fork(common, reason));
+    }
+    if let Some(reason) = promise_conflict(source, target) {
+        return Err(reason.into());
+    }
+    if target.promised == source.record.epoch
+        && target.record.epoch == source.record.epoch
+        && target.record.reign != source.record.reign
+    {
+        let reason = format!(
+            "split brain: epoch {} was opened twice, by two promotions; both copies are kept as they are",
+            source.record.epoch
+        );
+        return Err(Conflict::Fork(common, reason));
     }
     let fell_back =
         source.record.in_sync.contains(target.node) && target.head.position.sequence < source.applied;
@@ -132,7 +197,8 @@ fn source_conflict(source: &Hello, target: &Hello) -> Result<Way, String> {
             "the Secondary returned at entry {}, below entry {} which it had acknowledged as durable: its disk was \
              restored or lies; `holdfast invalidate` there has it written anew",
             target.head.position.sequence, source.applied
-        ));
+        )
+        .into());
     }
     Ok(Way { common, needs_blocks: is_incomplete || common < source.tail })
 }
@@ -145,7 +211,11 @@ fn may_be_acknowledged(holder: &Hello, other: &Hello) -> Sequence {
     if was_asked { holder.stable } else { holder.stable.max(holder.head.position.sequence) }
 }
 
-fn common_point(source: &Hello, target: &Hello) -> Result<Sequence, String> {
+/// The last entry that the logs of both hold.
+///
+/// # Errors
+/// Why that cannot be told.
+pub fn common_point(source: &Hello, target: &Hello) -> Result<Sequence, String> {
     let (last, other) = (source.head.position.sequence, target.head.position.sequence);
     // An empty log continues every other: it is new, or its data was discarded.
     if last.min(other) == Sequence(0) {
@@ -161,6 +231,21 @@ fn common_point(source: &Hello, target: &Hello) -> Result<Sequence, String> {
         ));
     }
     Ok(common)
+}
+
+/// The point `common` of two logs that share it. The log that goes on there in another reign, or ends there, knows the
+/// chain.
+#[must_use]
+pub fn common_base(mine: &Hello, theirs: &Hello, common: Sequence) -> Option<Base> {
+    if common == Sequence(0) {
+        return None;
+    }
+    let known = [mine, theirs].into_iter().find_map(|hello| {
+        let next = hello.history.reigns().iter().find(|reign| reign.first == common.next());
+        let at_end = (hello.head.position.sequence == common).then_some(hello.head.chain);
+        next.map(|reign| reign.chain_before).or(at_end)
+    })?;
+    Some(Base { position: mine.history.position_of(common), chain: known })
 }
 
 fn both_secondary(mine: &Hello, theirs: &Hello) -> Verdict {
@@ -181,10 +266,14 @@ fn both_secondary(mine: &Hello, theirs: &Hello) -> Verdict {
 
 fn both_primary(mine: &Hello, theirs: &Hello) -> Verdict {
     if mine.record.epoch == theirs.record.epoch {
-        return refuse(format!(
+        let reason = format!(
             "split brain: both nodes are Primary in epoch {}; both copies are kept as they are",
             mine.record.epoch
-        ));
+        );
+        return match common_point(mine, theirs) {
+            Ok(common) => Verdict::Fork { common, reason },
+            Err(_) => refuse(reason),
+        };
     }
     let (older, newer) =
         if mine.record.epoch < theirs.record.epoch { (mine, theirs) } else { (theirs, mine) };
@@ -196,11 +285,14 @@ fn both_primary(mine: &Hello, theirs: &Hello) -> Verdict {
                 Verdict::AwaitStepDown
             }
         }
-        Ok(common) => refuse(format!(
-            "split brain: both nodes are Primary, in epochs {} and {}, and the older one went on alone after entry \
-             {common}; both copies are kept as they are",
-            older.record.epoch, newer.record.epoch
-        )),
+        Ok(common) => {
+            let reason = format!(
+                "split brain: both nodes are Primary, in epochs {} and {}, and the older one went on alone after entry \
+                 {common}; both copies are kept as they are",
+                older.record.epoch, newer.record.epoch
+            );
+            Verdict::Fork { common, reason }
+        }
         Err(reason) => refuse(reason),
     }
 }

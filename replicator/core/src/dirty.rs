@@ -156,6 +156,22 @@ impl DirtyMap {
         }
     }
 
+    /// Makes the blocks `bits` of word `index` dirty; those beyond the volume are not looked at.
+    pub fn set_blocks(&mut self, index: u64, bits: u64) {
+        if index < self.words() {
+            self.set_word(index, bits);
+        }
+    }
+
+    /// Makes dirty what is dirty in `other`, a map of the same volume.
+    pub fn add(&mut self, other: &Self) {
+        let mut from = 0;
+        while let Some(word) = other.next_word(from) {
+            self.set_blocks(word, other.word(word));
+            from = word + 1;
+        }
+    }
+
     /// The dirty blocks of word `index`, the lowest bit for the first.
     #[must_use]
     pub fn word(&self, index: u64) -> u64 {

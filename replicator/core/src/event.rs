@@ -75,6 +75,15 @@ pub enum Event<'a> {
         /// Where the bytes go; its length is the length of the read.
         destination: Span,
     },
+    /// A client of the frozen export reads into `destination`, as in `Read`.
+    ReadFrozen {
+        /// Names the request.
+        request: RequestId,
+        /// First byte in the volume.
+        offset: u64,
+        /// Where the bytes go; its length is the length of the read.
+        destination: Span,
+    },
     /// A client flushes: everything committed by now must be durable everywhere.
     Flush {
         /// Names the request.
@@ -133,6 +142,14 @@ pub enum Event<'a> {
         token: Token,
         /// How it went.
         result: IoResult,
+    },
+
+    /// A branch is complete and durable, or could not be kept.
+    BranchKept {
+        /// Of the command.
+        token: Token,
+        /// Why it could not, for the operator. Nothing of it is left then.
+        result: Result<(), String>,
     },
 
     /// A connection to `peer` stands and both ends have proven the secret.
@@ -244,6 +261,16 @@ pub enum AdminAction {
     StopVerify,
     /// Discard the data here: the copy is written anew by whoever is, or becomes, Primary.
     Invalidate,
+    /// Give up what a copy has past the point where its log parted from the others': it is kept as a branch, and the
+    /// copy follows.
+    Resolve {
+        /// Whose.
+        discard: NodeId,
+    },
+    /// Stop applying at one exact position and offer what the disk then holds for reading.
+    FreezeApply,
+    /// End that.
+    Thaw,
     /// Stop in order: everything journaled synced, applied as far as allowed, superblock clean.
     Stop,
 }

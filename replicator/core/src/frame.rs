@@ -153,6 +153,8 @@ pub struct FrameHeader {
     pub committed: Sequence,
     /// What the primary knew stable when it closed the frame.
     pub stable: Sequence,
+    /// When the primary closed it, in milliseconds since 1970 by its clock; 0 if not known. For people only.
+    pub closed_ms: u64,
 }
 
 impl FrameHeader {
@@ -249,7 +251,7 @@ fn write_header(block: &mut [u8], header: &FrameHeader) {
     writer.u64(header.epoch.0).u64(header.first.0);
     writer.u128(header.chain_before.0).u128(header.chain_after.0);
     writer.u64(header.committed.0).u64(header.stable.0);
-    writer.u128(header.reign.0).u128(header.volume.0);
+    writer.u128(header.reign.0).u128(header.volume.0).u64(header.closed_ms);
     writer.zeros(LOCAL_AT - writer.written());
     writer.zeros(ENTRIES_AT - LOCAL_AT);
     let crc = header_crc(block, header.entries);
@@ -302,6 +304,7 @@ pub fn decode(block: &[u8]) -> Result<FrameHeader, FrameError> {
         stable: Sequence(reader.u64()?),
         reign: ReignId(reader.u128()?),
         volume: VolumeId(reader.u128()?),
+        closed_ms: reader.u64()?,
     };
     if header.first.0 == 0 || header.first.0 > u64::MAX / 2 || header.stable > header.committed {
         return Err(FrameError::Bounds("sequence"));
@@ -465,6 +468,7 @@ pub fn decode_trusted(block: &[u8]) -> FrameHeader {
             stable: Sequence(reader.u64()?),
             reign: ReignId(reader.u128()?),
             volume: VolumeId(reader.u128()?),
+            closed_ms: reader.u64()?,
         })
     };
     read().expect("a frame in the log stays a frame")

@@ -67,6 +67,8 @@ pub struct Log {
     pub layout: Layout,
     /// End of the log.
     pub head: LogPoint,
+    /// When its last entry was sequenced, in milliseconds since 1970; 0 if not known.
+    pub head_ms: u64,
     /// Everything up to here is applied, not necessarily durably on the disk.
     pub applied: LogPoint,
     /// Frames from `applied` on, and some before it whose bytes are still needed.
@@ -100,6 +102,7 @@ impl Log {
         Self {
             layout,
             head: applied,
+            head_ms: 0,
             applied,
             frames: VecDeque::with_capacity(frames_max),
             front: 0,
@@ -166,6 +169,7 @@ impl Log {
         if header.entries > 0 {
             self.head.position = header.last_position();
             self.head.chain = header.chain_after;
+            self.head_ms = header.closed_ms;
         }
         self.head.ring_offset = frame.ring_end();
         self.unapplied_entries += header.entries as usize;
@@ -337,6 +341,19 @@ impl Log {
         let applied = self.applied.ring_offset;
         let frame = self.frame_mut(number)?;
         if frame.holds == 0 && frame.ring_end() <= applied { frame.buffer.take() } else { None }
+    }
+
+    /// Gives up the memory of the frames from number `from` on that are journaled and that nobody sends; they are read
+    /// back when they are to be applied. Returns the number of the first frame that it did not come to.
+    pub fn release_journaled(&mut self, from: u64, mut free: impl FnMut(Buffer)) -> u64 {
+        let from = from.max(self.first_unapplied());
+        for number in from..self.written {
+            let frame = self.frame_mut(number).expect("a frame stays until it is applied");
+            if frame.holds == 0 {
+                frame.buffer.take().into_iter().for_each(&mut free);
+            }
+        }
+        from.max(self.written)
     }
 
     /// Forgets the frames at the front that are applied and hold no memory.

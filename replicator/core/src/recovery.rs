@@ -52,6 +52,9 @@ pub struct Recovered {
     pub history: History,
     /// What peers may lack, as far as it was saved.
     pub trackers: Vec<(NodeId, Tracker)>,
+    /// Blocks that differ from what the copy is complete for, while it is being brought level after a fork. They are
+    /// not in the journal: whoever keeps the branch puts them here.
+    pub diverged: Option<DirtyMap>,
 }
 
 /// Why a journal cannot be recovered.
@@ -104,14 +107,15 @@ pub fn recover(
     if !superblock.clean {
         scan.settle()?;
     }
-    let Scan { log, stable, history, .. } = scan;
+    let Scan { log, stable, history, reign_ms, .. } = scan;
     let mut superblock = *superblock;
     let survived = superblock.clean || (superblock.boot_id == boot_id && !superblock.volatile_acks);
     superblock.proven &= survived;
     superblock.clean = false;
+    superblock.reign_ms = reign_ms;
     superblock.boot_id = boot_id;
     superblock.repairs += u64::from(repaired);
-    Ok(Recovered { superblock, log, stable, history, trackers })
+    Ok(Recovered { superblock, log, stable, history, trackers, diverged: None })
 }
 
 /// A tracker of a peer of which nothing was saved: whoever is behind the checkpoint is not covered.
@@ -162,6 +166,8 @@ struct Scan<'a, R> {
     /// What any mark seen so far says was durable here.
     known_durable: Sequence,
     history: History,
+    /// When the newest reign began.
+    reign_ms: u64,
     bytes: Vec<u8>,
     /// What was wrong where the log ends.
     stopped_by: FrameError,
@@ -179,6 +185,7 @@ impl<'a, R: JournalReader> Scan<'a, R> {
             stable: superblock.stable,
             known_durable: superblock.durable.max(applied.position.sequence),
             history,
+            reign_ms: superblock.reign_ms,
             bytes: vec![0; FRAME_BYTES_MAX],
             stopped_by: FrameError::Magic,
         }
@@ -259,6 +266,7 @@ impl<'a, R: JournalReader> Scan<'a, R> {
     fn take(&mut self, header: &FrameHeader, local: &LocalPart) {
         let first = frame::entries(&self.bytes, header).next();
         if matches!(first, Some(Ok(entry)) if entry.kind == EntryKind::EpochStart) {
+            self.reign_ms = header.closed_ms;
             self.history.push(Reign {
                 epoch: header.epoch,
                 reign: header.reign,

@@ -83,6 +83,60 @@ pub struct PeerStatus {
     pub resync: Option<Progress>,
     /// Blocks of its copy that may differ, as far as the journal does not say it.
     pub dirty_blocks: u64,
+    /// Where its log parted from this one, if it did.
+    pub fork: Option<ForkStatus>,
+}
+
+/// Where two logs parted, and what lies past that point in each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ForkStatus {
+    /// The last entry both hold.
+    pub common: Position,
+    /// This replica's side.
+    pub here: ForkSide,
+    /// The peer's side, as it last said.
+    pub there: ForkSide,
+}
+
+/// One side of a fork.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ForkSide {
+    /// The end of its log.
+    pub head: Position,
+    /// Entries past the common point.
+    pub entries: u64,
+    /// Blocks of 4 KiB that it changed and its peers may lack, as far as it has applied them.
+    pub changed_blocks: u64,
+    /// When the first of the entries was sequenced, in milliseconds since 1970 by the clock of its Primary.
+    pub first_ms: Option<u64>,
+    /// When the last one was.
+    pub last_ms: Option<u64>,
+}
+
+/// How far giving up what a copy has past the common point has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Branching {
+    /// It waits for a Primary to be connected; nothing has happened to the data.
+    WaitsForPrimary,
+    /// Its branch is being written; nothing has been overwritten.
+    Keeping,
+    /// The branch is complete; the copy begins to follow.
+    Kept,
+}
+
+/// A replica whose apply stands still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FreezeStatus {
+    /// What its disk holds: everything up to here, and nothing beyond.
+    pub position: Position,
+    /// Whether that can be read.
+    pub is_open: bool,
+    /// Since when, in milliseconds since 1970 by the clock here.
+    pub since_ms: Option<u64>,
+    /// Bytes of the journal that wait to be applied.
+    pub used_bytes: u64,
+    /// When as many wait, it thaws.
+    pub budget_bytes: u64,
 }
 
 /// How far a resync has come.
@@ -293,6 +347,14 @@ pub struct Status {
     pub verify: Option<VerifyStatus>,
     /// Blocks here of which a verify said that they differ from the Primary's, and that were not written anew since.
     pub found_blocks: u64,
+    /// What it has past a common point is being given up.
+    pub branching: Option<Branching>,
+    /// Why the last branch could not be kept.
+    pub branch_failure: Option<String>,
+    /// Whose data an operator gave up here, until that node has heard of it.
+    pub discards_of: Option<NodeId>,
+    /// Apply stands still.
+    pub freeze: Option<FreezeStatus>,
     /// The other replicas.
     pub peers: Vec<PeerStatus>,
     /// Things counted.

@@ -115,6 +115,12 @@ impl Tracker {
         MapHead { node: Some(node), everything, stamp, held, base, image_bytes }
     }
 
+    /// Blocks that are dirty, or may become so.
+    #[must_use]
+    pub fn dirty_blocks(&self) -> u64 {
+        self.map.dirty_blocks() + self.recent.len() as u64
+    }
+
     /// The map.
     #[must_use]
     pub fn map(&self) -> &DirtyMap {
@@ -241,6 +247,20 @@ impl Tracker {
         }
         self.stamp = Some(copy);
         (self.held, self.is_live, self.is_resyncing, self.changed) = (end, true, true, true);
+    }
+
+    /// The blocks of `map` differ at the peer although it is complete for what it says: those that it changed alone.
+    pub fn add_diverged(&mut self, map: &DirtyMap) {
+        self.map.add(map);
+        (self.changed, self.folded) = (true, self.applied);
+    }
+
+    /// The blocks that were applied here since `common`, where the log of the copy `copy` parted from this one.
+    /// `None` if that cannot be told.
+    #[must_use]
+    pub fn changed_since(&self, copy: CopyId, common: Sequence) -> Option<&DirtyMap> {
+        let is_known = !self.everything && self.recent.is_empty() && self.covers(copy, Some(common), common);
+        is_known.then_some(&self.map)
     }
 
     /// The peer follows no more: what was on its way may not have arrived.

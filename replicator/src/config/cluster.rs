@@ -76,6 +76,8 @@ pub struct Replica {
     pub disk: PathBuf,
     /// The journal.
     pub journal: PathBuf,
+    /// Folder for branches.
+    pub branches: PathBuf,
     /// Bytes of the journal when it is created as a file.
     pub journal_bytes: u64,
     /// Where it listens for its peers.
@@ -190,6 +192,7 @@ impl Cluster {
             block_bytes: volume.block_bytes,
             disk: replica.disk.clone(),
             journal: replica.journal.clone(),
+            branches: replica.branches.clone(),
             journal_bytes: replica.journal_bytes,
             direct_io: tuning.direct_io,
             listen: replica.listen,

@@ -51,6 +51,7 @@ pub(super) struct ReplicaDraft {
     pub(super) node: At<String>,
     pub(super) disk: At<PathBuf>,
     pub(super) journal: At<PathBuf>,
+    pub(super) branches: PathBuf,
     pub(super) journal_bytes: At<u64>,
     pub(super) address: Option<At<IpAddr>>,
     pub(super) port: At<u16>,
@@ -241,6 +242,7 @@ fn read_replica(
     let disk = need("disk", "write disk = \"/var/lib/holdfast/r0.disk\": a file or a block device", problems);
     let help = "write journal = \"/var/lib/holdfast/r0.journal\": a file or a block device";
     let journal = need("journal", help, problems);
+    let branches = section.text("branches", problems).map(|folder| resolve(path, &folder.value));
     let journal_bytes = section.size("journal-size", problems);
     let journal_bytes = journal_bytes.unwrap_or(At { value: JOURNAL_BYTES, span: header.clone() });
     let port = section.integer("port", 1..=65535, problems);
@@ -255,10 +257,12 @@ fn read_replica(
     let nbd_listen = nbd_listen.and_then(|text| checked_listen(text, problems));
     let protocol = section.choice("protocol", &PROTOCOLS, problems).map(|choice| choice.value);
     section.finish(problems);
+    let journal = journal?.map(|journal| resolve(path, &journal));
     Some(ReplicaDraft {
         node: node?,
         disk: disk?.map(|disk| resolve(path, &disk)),
-        journal: journal?.map(|journal| resolve(path, &journal)),
+        branches: branches.unwrap_or_else(|| default_branches(&journal.value)),
+        journal,
         journal_bytes,
         address,
         port: port?.map(|port| u16::try_from(port).expect("in range")),
@@ -266,6 +270,14 @@ fn read_replica(
         nbd_listen,
         protocol,
     })
+}
+
+/// Beside the journal; a journal that is a device has no room beside it.
+fn default_branches(journal: &Path) -> PathBuf {
+    match journal.parent() {
+        Some(folder) if !journal.starts_with("/dev") => folder.join("branches"),
+        _ => PathBuf::from("/var/lib/holdfast/branches"),
+    }
 }
 
 fn checked_name(name: At<String>, problems: &mut Problems) -> Option<At<String>> {
@@ -367,6 +379,7 @@ fn build_volume(volume: VolumeDraft, nodes: &[Node]) -> Volume {
             node: node.id,
             disk: replica.disk.value,
             journal: replica.journal.value,
+            branches: replica.branches,
             journal_bytes: replica.journal_bytes.value,
             listen: SocketAddr::new(address, replica.port.value),
             nbd_socket: replica.nbd_socket.value,

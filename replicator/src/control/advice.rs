@@ -4,7 +4,9 @@
 use std::borrow::Borrow;
 
 use super::facts::Facts;
-use super::json::{Advice, AdviceSeverity, PeerReport, ReplicaReport, ResyncReport, VolumeReport};
+use super::json::{
+    Advice, AdviceSeverity, ForkReport, ForkSideReport, PeerReport, ReplicaReport, ResyncReport, VolumeReport,
+};
 
 /// Where to look when somebody else decides.
 const MANAGED: &str =
@@ -120,6 +122,25 @@ fn disk(volume: &str, replica: &ReplicaReport, list: &mut Vec<Advice>) {
             ));
         }
         _ => {}
+    }
+    if let Some(branching) = &replica.branching {
+        let text = match branching.as_str() {
+            "waits-for-primary" => {
+                "what this copy has past the common point of a fork is given up; it waits for the other side to serve"
+            }
+            _ => "a branch of this copy is being kept; then it follows",
+        };
+        let cure = format!("if the other side does not serve: holdfast promote {volume} there");
+        list.push(note(text.to_owned(), (branching == "waits-for-primary").then_some(cure)));
+    }
+    if let Some(freeze) = &replica.freeze {
+        let percent = u128::from(freeze.used_bytes) * 100 / u128::from(freeze.budget_bytes.max(1));
+        let since = freeze.since_ms.map_or_else(String::new, |ms| format!(" since {}", time_of_day(ms)));
+        let text = format!(
+            "apply is frozen at {}{since}; {percent}% of its share of the journal is used, at 100% it thaws",
+            freeze.position
+        );
+        list.push(note(text, Some(format!("when the backup is done: holdfast thaw {volume}"))));
     }
     if replica.disk_full {
         let text = "the backing disk has no space left: what is acknowledged waits in the journal".to_owned();
@@ -310,6 +331,9 @@ fn peer_problem(volume: &str, own: &str, replica: &ReplicaReport, peer: &PeerRep
     match peer.connection.as_str() {
         "StandAlone" => {
             let reason = peer.reason.as_deref().unwrap_or("no reason given");
+            if let Some(fork) = &peer.fork {
+                return Some(fork_problem(volume, own, replica, name, fork));
+            }
             let text = format!("{own} and {name} do not connect: {reason}");
             Some(failure(text, Some(Refusal::of(reason).cure(volume, own, name))))
         }
@@ -332,6 +356,57 @@ fn peer_problem(volume: &str, own: &str, replica: &ReplicaReport, peer: &PeerRep
         }
         _ => None,
     }
+}
+
+/// Two sides that each have what the other lacks: what is past the common point, and what to type.
+fn fork_problem(volume: &str, own: &str, replica: &ReplicaReport, peer: &str, fork: &ForkReport) -> Advice {
+    let side = |name: &str, side: &ForkSideReport| {
+        let entries = if side.entries == 1 { "entry" } else { "entries" };
+        let times = match (side.first_ms, side.last_ms) {
+            (Some(first), Some(last)) => format!(", from {} to {}", time_of_day(first), time_of_day(last)),
+            (None, Some(last)) => format!(", the last at {}", time_of_day(last)),
+            _ => String::new(),
+        };
+        let kib = side.changed_bytes / 1024;
+        format!("{name} has {} {entries} past it, to {}, {kib} KiB changed{times}", side.entries, side.head)
+    };
+    let text = format!(
+        "split brain: {own} and {peer} do not connect, since their logs part after entry {}. {}; {}. Nothing is \
+         overwritten until you choose",
+        fork.common,
+        side(own, &fork.here),
+        side(peer, &fork.there)
+    );
+    let mut cure = format!(
+        "neither a restart nor a promotion heals it. Decide whose writes count; on either node: holdfast resolve \
+         {volume} --discard {peer} to give up what {peer} has past {}, or --discard {own}. It is kept as a branch: \
+         \"Come back from a fork\" in docs/operating.md",
+        fork.common
+    );
+    if let Some(failed) = &replica.branch_failure {
+        cure = format!("the last attempt failed: {failed}. {cure}");
+    }
+    if replica.discards_of.as_deref() == Some(peer) {
+        cure = format!("{peer} has been asked to yield and will hear of it when it connects next");
+    }
+    failure(text, Some(cure))
+}
+
+/// A time in UTC, to the second.
+fn time_of_day(ms: u64) -> String {
+    let seconds = ms / 1000;
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    // Days since 0000-03-01, in eras of 400 years: leap days come last in a year that begins in March.
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
 }
 
 /// The names of the peers that are `so`, as a sentence has them.

@@ -14,8 +14,9 @@ use thiserror::Error;
 use tokio::net::UnixStream;
 
 use super::json::{
-    AttachUblk, BreakUblk, Demote, Done, Failure, FailureReason, Invalidate, Lease, NodeStatus, OpenEpoch,
-    Promote, Release, Seal, Sealed, Shrink, StartVerify, TellRecord, Version, VolumeReport,
+    AttachUblk, BranchList, BreakUblk, DeleteBranch, Demote, Done, Failure, FailureReason, Invalidate, Lease,
+    NodeStatus, Nothing, OpenEpoch, Promote, Release, Resolve, Seal, Sealed, Shrink, StartVerify, TellRecord,
+    Version, VolumeReport,
 };
 
 /// Bytes of an answer.
@@ -212,6 +213,47 @@ impl Client {
     /// If there is no answer, or it is a no.
     pub fn verify(&self, volume: &str, request: &StartVerify) -> Result<Done, ClientError> {
         self.ask(Method::POST, &route(volume, "/verify"), request)
+    }
+
+    /// Gives up what `node` has past the common point of a fork.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is a no.
+    pub fn resolve(&self, volume: &str, node: &str) -> Result<Done, ClientError> {
+        self.ask(Method::POST, &route(volume, "/resolve"), &Resolve { discard: node.to_owned() })
+    }
+
+    /// Stops apply at one position.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is a no.
+    pub fn freeze_apply(&self, volume: &str) -> Result<Done, ClientError> {
+        self.ask(Method::POST, &route(volume, "/freeze-apply"), &Nothing {})
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is a no.
+    pub fn thaw(&self, volume: &str) -> Result<Done, ClientError> {
+        self.ask(Method::POST, &route(volume, "/thaw"), &Nothing {})
+    }
+
+    /// What was kept of forks.
+    ///
+    /// # Errors
+    /// If there is no answer, or they cannot be listed.
+    pub fn branches(&self, volume: &str) -> Result<BranchList, ClientError> {
+        self.ask(Method::GET, &route(volume, "/branches"), &())
+    }
+
+    /// Removes a branch.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is a no.
+    pub fn delete_branch(&self, volume: &str, name: &str) -> Result<Done, ClientError> {
+        let body = DeleteBranch { name: name.to_owned() };
+        self.ask(Method::POST, &route(volume, "/branches/delete"), &body)
     }
 
     /// Where it asks.

@@ -9,6 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use super::advice;
 use super::facts::{Facts, protocol_letter};
+use super::fork_words::branching_word;
+pub use super::fork_words::{
+    BranchList, BranchReport, DeleteBranch, ForkReport, ForkSideReport, FreezeReport, Nothing, Resolve,
+};
 use crate::config::format_uuid;
 use crate::{UblkStatus, VolumeStatus};
 
@@ -144,6 +148,14 @@ pub struct ReplicaReport {
     pub verify: Option<VerifyReport>,
     /// Bytes here of which a verify said that they differ from the primary's, and that were not written anew since.
     pub found_bytes: u64,
+    /// What this copy has past a fork is being given up: `waits-for-primary`, `keeping` or `kept`.
+    pub branching: Option<String>,
+    /// Why the last branch could not be kept.
+    pub branch_failure: Option<String>,
+    /// The node that an operator asked here to yield, until it has heard of it.
+    pub discards_of: Option<String>,
+    /// Apply stands still.
+    pub freeze: Option<FreezeReport>,
     /// The other replicas.
     pub peers: Vec<PeerReport>,
     /// Things counted since the process started.
@@ -259,6 +271,8 @@ pub struct PeerReport {
     pub resync: Option<ResyncReport>,
     /// Bytes of the volume that its copy may lack, as far as the journal does not say it.
     pub dirty_bytes: u64,
+    /// Where its log parted from this one.
+    pub fork: Option<ForkReport>,
 }
 
 /// How far a resync has come.
@@ -340,6 +354,21 @@ pub struct Shrink {
     pub node: String,
 }
 
+/// Body of `POST .../verify`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StartVerify {
+    /// Write anew what differs.
+    #[serde(default)]
+    pub repair: bool,
+    /// Name of the node whose copy is right where nothing proves which one is; absent: the primary.
+    #[serde(default)]
+    pub trust: Option<String>,
+    /// End the verify under way instead.
+    #[serde(default)]
+    pub stop: bool,
+}
+
 /// A device of the kernel's ublk driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UblkReport {
@@ -382,21 +411,6 @@ pub struct AttachUblk {
 pub struct BreakUblk {
     /// N of `/dev/ublkbN`.
     pub index: u32,
-}
-
-/// Body of `POST .../verify`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct StartVerify {
-    /// Write anew what differs.
-    #[serde(default)]
-    pub repair: bool,
-    /// Name of the node whose copy is right where nothing proves which one is; absent: the primary.
-    #[serde(default)]
-    pub trust: Option<String>,
-    /// End the verify under way instead.
-    #[serde(default)]
-    pub stop: bool,
 }
 
 /// Body of `POST .../invalidate`.
@@ -566,6 +580,10 @@ impl ReplicaReport {
             memory_locked: status.memory_locked,
             verify: core.verify.as_ref().map(|verify| VerifyReport::new(facts, core.node, verify)),
             found_bytes: core.found_blocks * BLOCK_BYTES,
+            branching: core.branching.map(|branching| branching_word(branching).to_owned()),
+            branch_failure: core.branch_failure.clone(),
+            discards_of: core.discards_of.map(|node| facts.name_of(node)),
+            freeze: core.freeze.map(|freeze| FreezeReport::new(volume, freeze)),
             peers: core.peers.iter().map(|peer| PeerReport::new(facts, volume, peer)).collect(),
             counters: CountersReport::from(core.counters),
         }
@@ -637,6 +655,7 @@ impl PeerReport {
             ack: AckReport::from(peer.ack),
             resync: peer.resync.map(ResyncReport::from),
             dirty_bytes: peer.dirty_blocks * BLOCK_BYTES,
+            fork: peer.fork.map(ForkReport::from),
         }
     }
 }

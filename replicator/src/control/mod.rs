@@ -8,6 +8,11 @@
 //! POST /v1/volumes/{volume}/demote      {}
 //! POST /v1/volumes/{volume}/shrink      {"node": "b"}
 //! POST /v1/volumes/{volume}/invalidate  {"discard_my_data": true}
+//! POST /v1/volumes/{volume}/resolve     {"discard": "b"}
+//! POST /v1/volumes/{volume}/freeze-apply  {}
+//! POST /v1/volumes/{volume}/thaw          {}
+//! GET  /v1/volumes/{volume}/branches
+//! POST /v1/volumes/{volume}/branches/delete  {"name": "3-1042-0a1b2c3d"}
 //!
 //! of an orchestrator:
 //! POST /v1/volumes/{volume}/seal        {"attempt": 7, "epoch": 3}
@@ -24,6 +29,7 @@ mod activity;
 mod advice;
 mod client;
 mod facts;
+mod fork_words;
 pub mod json;
 mod routes;
 mod server;
@@ -32,10 +38,12 @@ mod socket;
 #[cfg(test)]
 mod tests;
 
+use std::io;
 use std::time::Duration;
 
 use replicator_core::event::AdminAction;
 
+use crate::branch::BranchInfo;
 use crate::error::VolumeError;
 use crate::{VolumeHandle, VolumeStatus};
 
@@ -72,6 +80,18 @@ pub trait Volume: Send + Sync + 'static {
     /// # Errors
     /// If the volume has stopped, or its thread hangs.
     fn status(&self) -> Result<VolumeStatus, VolumeError>;
+
+    /// What was kept of forks that the replica lost.
+    ///
+    /// # Errors
+    /// If that cannot be listed.
+    fn branches(&self) -> io::Result<Vec<BranchInfo>>;
+
+    /// Removes one of them.
+    ///
+    /// # Errors
+    /// If it is not there, or cannot be removed.
+    fn delete_branch(&self, name: &str) -> io::Result<()>;
 }
 
 impl Volume for VolumeHandle {
@@ -93,5 +113,14 @@ impl Volume for VolumeHandle {
 
     fn status(&self) -> Result<VolumeStatus, VolumeError> {
         self.status()
+    }
+
+    fn branches(&self) -> io::Result<Vec<BranchInfo>> {
+        self.branches().list()
+    }
+
+    fn delete_branch(&self, name: &str) -> io::Result<()> {
+        self.branches().delete(name)?;
+        self.relist_branches()
     }
 }

@@ -22,8 +22,9 @@ use super::Volume;
 use super::activity::Activity;
 use super::facts::Facts;
 use super::json::{
-    AttachUblk, BreakUblk, Demote, Done, Failure, FailureReason, Invalidate, Lease, NodeStatus, OpenEpoch,
-    Promote, Release, Seal, Sealed, Shrink, StartVerify, TellRecord, Version, VolumeReport,
+    AttachUblk, BranchList, BranchReport, BreakUblk, DeleteBranch, Demote, Done, Failure, FailureReason,
+    Invalidate, Lease, NodeStatus, Nothing, OpenEpoch, Promote, Release, Resolve, Seal, Sealed, Shrink,
+    StartVerify, TellRecord, Version, VolumeReport,
 };
 use crate::error::VolumeError;
 
@@ -62,6 +63,11 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/volumes/{volume}/lease", post(lease))
         .route("/v1/volumes/{volume}/release", post(release))
         .route("/v1/volumes/{volume}/verify", post(verify))
+        .route("/v1/volumes/{volume}/resolve", post(resolve))
+        .route("/v1/volumes/{volume}/freeze-apply", post(freeze_apply))
+        .route("/v1/volumes/{volume}/thaw", post(thaw))
+        .route("/v1/volumes/{volume}/branches", get(branches))
+        .route("/v1/volumes/{volume}/branches/delete", post(delete_branch))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(from_fn(take_body))
@@ -263,6 +269,69 @@ async fn release(
 ) -> Result<Json<Done>, Refusal> {
     let _: Release = parse(&body)?;
     act(&shared, &name, AdminAction::Release).await
+}
+
+async fn resolve(
+    State(shared): AppState,
+    VolumeName(name): VolumeName,
+    body: Bytes,
+) -> Result<Json<Done>, Refusal> {
+    let request: Resolve = parse(&body)?;
+    let discard = node_of(&shared, &request.discard)?;
+    act(&shared, &name, AdminAction::Resolve { discard }).await
+}
+
+async fn freeze_apply(
+    State(shared): AppState,
+    VolumeName(name): VolumeName,
+    body: Bytes,
+) -> Result<Json<Done>, Refusal> {
+    let _: Nothing = parse(&body)?;
+    act(&shared, &name, AdminAction::FreezeApply).await
+}
+
+async fn thaw(
+    State(shared): AppState,
+    VolumeName(name): VolumeName,
+    body: Bytes,
+) -> Result<Json<Done>, Refusal> {
+    let _: Nothing = parse(&body)?;
+    act(&shared, &name, AdminAction::Thaw).await
+}
+
+async fn branches(
+    State(shared): AppState,
+    VolumeName(name): VolumeName,
+) -> Result<Json<BranchList>, Refusal> {
+    let volume = find(&shared, &name)?;
+    let list = blocking(move || volume.branches()).await?.map_err(|error| branch_refusal(&error))?;
+    Ok(Json(BranchList {
+        branches: list.into_iter().map(|branch| BranchReport::new(&name, branch)).collect(),
+    }))
+}
+
+async fn delete_branch(
+    State(shared): AppState,
+    VolumeName(name): VolumeName,
+    body: Bytes,
+) -> Result<Json<Done>, Refusal> {
+    let request: DeleteBranch = parse(&body)?;
+    let volume = find(&shared, &name)?;
+    let branch = request.name.clone();
+    blocking(move || volume.delete_branch(&branch)).await?.map_err(|error| branch_refusal(&error))?;
+    Ok(Json(Done { message: format!("branch {} of {name} is deleted", request.name) }))
+}
+
+fn branch_refusal(error: &std::io::Error) -> Refusal {
+    let (status, code) = match error.kind() {
+        std::io::ErrorKind::NotFound => (StatusCode::NOT_FOUND, "unknown-branch"),
+        _ => (StatusCode::INTERNAL_SERVER_ERROR, "branch"),
+    };
+    let message = match code {
+        "unknown-branch" => "there is no such branch".to_owned(),
+        _ => error.to_string(),
+    };
+    Refusal::new(status, code, message, "holdfast branch list shows what there is".to_owned())
 }
 
 async fn invalidate(

@@ -15,7 +15,7 @@ use replicator_core::event::{AdminAction, Reign};
 use replicator_core::history::History;
 use replicator_core::status::{Connection, Counters, PeerStatus, Role, Status};
 use replicator_core::units::{Chain, Epoch, NodeId, NodeSet, Position, ReignId, Sequence};
-use replicator_core::wire::message::{Ack, Hello};
+use replicator_core::wire::message::{Ack, Hello, LogEnd};
 
 use super::json::{AdviceSeverity, NodeStatus, ReplicaReport, VolumeReport};
 use super::server::HEAD_TIMEOUT;
@@ -83,6 +83,14 @@ impl Volume for Fake {
     fn status(&self) -> Result<VolumeStatus, VolumeError> {
         self.status.lock().unwrap().clone()
     }
+
+    fn branches(&self) -> std::io::Result<Vec<crate::branch::BranchInfo>> {
+        Ok(Vec::new())
+    }
+
+    fn delete_branch(&self, _name: &str) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::NotFound.into())
+    }
 }
 
 /// A level primary on alpha with beta in place.
@@ -125,6 +133,10 @@ fn healthy() -> Status {
         superblock_repairs: 0,
         verify: None,
         found_blocks: 0,
+        branching: None,
+        branch_failure: None,
+        discards_of: None,
+        freeze: None,
         peers: vec![PeerStatus {
             node: beta,
             protocol: Protocol::C,
@@ -141,6 +153,7 @@ fn healthy() -> Status {
             },
             resync: None,
             dirty_blocks: 0,
+            fork: None,
         }],
         counters: Counters { writes: 9, ..Counters::default() },
     }
@@ -687,6 +700,10 @@ fn hello(node: u8) -> Hello {
         history: History::default(),
         data_base: None,
         discards: 0,
+        yields: false,
+        diverges: false,
+        discards_of: None,
+        end: LogEnd::default(),
     }
 }
 

@@ -13,8 +13,9 @@ use super::Op;
 use super::context::Context;
 use super::slab::{Key, Slab};
 use super::waiters::Waiter;
+use crate::branch::serve::Reader;
 use crate::device::Kind;
-use crate::frontend::{Client, Life, Need, Operation, Payload, STALL_MS, Stage};
+use crate::frontend::{Choice, Client, Life, Need, Operation, Payload, STALL_MS, Stage};
 use crate::ring::FileId;
 
 mod allocation;
@@ -42,6 +43,8 @@ pub(crate) struct Clients {
     dirty: Vec<Key>,
     /// Those that may go on parsing: they were full, and one of their requests was completed.
     ready: Vec<Key>,
+    /// Those who chose a branch, and whose answer to that has not left yet.
+    readers: Vec<Key>,
     /// Reused for answers to block status.
     status_reply: Vec<u8>,
     extents: Vec<nbd_frontend::Extent>,
@@ -66,6 +69,7 @@ impl Clients {
             connections_max: connections_max as usize,
             dirty: Vec::with_capacity(64),
             ready: Vec::with_capacity(64),
+            readers: Vec::new(),
             status_reply: Vec::new(),
             extents: Vec::new(),
         }
@@ -82,7 +86,7 @@ impl Clients {
     }
 
     /// The exports as new connections see them.
-    pub(crate) fn exports_mut(&mut self) -> &mut [Export] {
+    pub(crate) fn exports_mut(&mut self) -> &mut Vec<Export> {
         &mut self.exports
     }
 
@@ -254,10 +258,45 @@ impl Clients {
         }
     }
 
-    /// Closes all connections that negotiated: what they attached to is no longer served here.
+    /// Closes all connections to the volume: it is no longer served here.
     pub(crate) fn close_all(&mut self, cx: &mut Context) {
+        self.close_those(cx, |choice| *choice == Choice::Volume);
+    }
+
+    /// Closes all connections to the frozen export.
+    pub(crate) fn close_frozen(&mut self, cx: &mut Context) {
+        self.close_those(cx, |choice| *choice == Choice::Frozen);
+    }
+
+    /// The next connection whose client chose a branch, once all it was told has left: the socket, the session and what
+    /// it sent since, and the branch's name.
+    pub(crate) fn next_reader(&mut self, cx: &mut Context) -> Option<(Reader, String)> {
+        let at = self.readers.iter().position(|key| {
+            let client = self.clients.get(*key);
+            client.is_none_or(|client| client.outbox.is_empty() && client.is_quiet())
+        })?;
+        let key = self.readers.swap_remove(at);
+        let client = self.clients.get_mut(key).filter(|client| client.life == Life::Open)?;
+        let Choice::Branch(name) = client.choice.clone() else { return None };
+        let unread = client.inbox.unread(&cx.ring).to_vec();
+        let session = std::mem::take(&mut client.session);
+        let socket = cx.ring.file(client.file).try_clone_to_owned();
+        // Not shut down: it goes on elsewhere.
+        client.life = Life::Closed;
+        self.bury(cx, key);
+        match socket {
+            Ok(socket) => Some((Reader { socket, session, unread }, name)),
+            Err(error) => {
+                cx.log.line(format_args!("branch {name} cannot be read: {error}"));
+                None
+            }
+        }
+    }
+
+    fn close_those(&mut self, cx: &mut Context, which: impl Fn(&Choice) -> bool) {
+        let chose = |client: &Client| client.is_negotiated && which(&client.choice);
         let keys: Vec<Key> =
-            self.clients.iter().filter(|(_, client)| client.is_negotiated).map(|(key, _)| key).collect();
+            self.clients.iter().filter(|(_, client)| chose(client)).map(|(key, _)| key).collect();
         for key in keys {
             self.close(cx, key, None);
         }
@@ -288,7 +327,8 @@ impl Clients {
 
     fn step(&mut self, cx: &mut Context, key: Key) -> Flow {
         let Some(client) = self.clients.get_mut(key) else { return Flow::Wait };
-        if client.life != Life::Open || client.parked.is_some() || client.inbox.is_receiving() {
+        let is_reader = client.is_negotiated && matches!(client.choice, Choice::Branch(_));
+        if client.life != Life::Open || client.parked.is_some() || client.inbox.is_receiving() || is_reader {
             return Flow::Wait;
         }
         match client.stage {
@@ -340,7 +380,12 @@ impl Clients {
             }
             Step::Negotiated => {
                 client.negotiated();
+                let is_reader = matches!(client.choice, Choice::Branch(_));
                 self.say_output(cx, key);
+                if is_reader {
+                    self.readers.push(key);
+                    return Flow::Wait;
+                }
                 Flow::On
             }
             Step::Request(request) => self.request(cx, key, request),

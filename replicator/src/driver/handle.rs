@@ -10,7 +10,10 @@ use replicator_core::command::AdminError;
 use replicator_core::event::AdminAction;
 use replicator_core::status::Status;
 
+use replicator_core::units::Token;
+
 use super::ublk::{NewUblk, UblkStatus};
+use crate::branch::{BranchInfo, Branches};
 use crate::error::{VolumeError, VolumeFault};
 use crate::ublk;
 
@@ -41,6 +44,10 @@ pub struct VolumeStatus {
 pub(crate) enum Request {
     /// Something for the machine.
     Admin { action: AdminAction, answer: mpsc::Sender<Result<String, AdminError>> },
+    /// A branch is kept, or could not be.
+    BranchKept { token: Token, result: Result<(), String> },
+    /// These are the branches there are now.
+    Branches(Vec<BranchInfo>),
     /// A device of the kernel's ublk driver is to be served.
     AttachUblk { new: NewUblk, answer: mpsc::Sender<Result<String, AdminError>> },
     /// Requests of a device are to fail.
@@ -76,6 +83,7 @@ pub struct VolumeHandle {
 
 struct Shared {
     name: String,
+    branches: Branches,
     requests: Mutex<mpsc::Sender<Request>>,
     wake: OwnedFd,
     exit: Arc<Exit>,
@@ -91,8 +99,37 @@ impl VolumeHandle {
     /// How long [`Self::status`] waits for the reactor.
     const STATUS_DEADLINE: Duration = Duration::from_secs(5);
 
-    pub(crate) fn new(name: String, requests: mpsc::Sender<Request>, wake: OwnedFd, exit: Arc<Exit>) -> Self {
-        Self { shared: Arc::new(Shared { name, requests: Mutex::new(requests), wake, exit }) }
+    pub(crate) fn new(
+        name: String,
+        requests: mpsc::Sender<Request>,
+        wake: OwnedFd,
+        exit: Arc<Exit>,
+        branches: Branches,
+    ) -> Self {
+        Self { shared: Arc::new(Shared { name, branches, requests: Mutex::new(requests), wake, exit }) }
+    }
+
+    /// What was kept of forks that this replica lost.
+    #[must_use]
+    pub fn branches(&self) -> &Branches {
+        &self.shared.branches
+    }
+
+    /// Lets the reactor know which branches there are now.
+    ///
+    /// # Errors
+    /// If they cannot be listed.
+    pub fn relist_branches(&self) -> std::io::Result<()> {
+        let branches = self.branches().list()?;
+        // A volume that has stopped offers none.
+        let _ = self.send(Request::Branches(branches));
+        Ok(())
+    }
+
+    /// Tells the reactor that a branch is kept, or why not.
+    pub(crate) fn branch_kept(&self, token: Token, result: Result<(), String>) {
+        // Nobody waits for it in a volume that has stopped.
+        let _ = self.send(Request::BranchKept { token, result });
     }
 
     /// The volume's name.

@@ -10,6 +10,7 @@
 //!
 //! Nothing here waits but the ring, and nothing is allocated per request once the slabs have grown.
 
+pub(crate) mod beside;
 mod busy_poll;
 mod clients;
 mod context;
@@ -32,12 +33,13 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use nbd_frontend::{Availability, Export};
-use replicator_core::command::{Command, Report};
+use replicator_core::command::{BranchPlan, Command, Report};
 use replicator_core::event::{Errno, Event};
 use replicator_core::machine::Machine;
-use replicator_core::units::Instant;
+use replicator_core::units::{Instant, Token};
 use replicator_core::wire::message::Message;
 
+use crate::branch::BranchInfo;
 use crate::device::{Device, io_error};
 use crate::error::{RingError, StartError};
 use crate::frontend::Need;
@@ -46,6 +48,7 @@ use crate::names::NodeNames;
 use crate::options::VolumeOptions;
 use crate::ring::{Completion, FileId, Memory, Ring};
 use crate::{arena, clock};
+use beside::Beside;
 use busy_poll::BusyPoll;
 use clients::{Clients, DiskView, ENDING_MAX};
 use context::Context;
@@ -85,6 +88,12 @@ pub(crate) enum Op {
 
 /// Files of the ring's table besides the NBD connections and links.
 const FILES_OTHER: u32 = 16;
+/// The exports of the volume itself, which stand first: under its name and as the default.
+const VOLUME_EXPORTS: usize = 2;
+/// What follows the volume's name in that of the frozen export.
+pub(crate) const FROZEN: &str = "@frozen";
+/// What stands between the volume's name and a branch's.
+pub(crate) const BRANCH: &str = "@branch-";
 /// The longest a turn waits: also how often slow connections are looked for.
 const HOUSEKEEPING_MS: u64 = 500;
 /// How long after a turn with news the machine is asked once more, if nothing happens before.
@@ -104,6 +113,7 @@ pub(crate) struct Parts {
     pub(crate) requests: mpsc::Receiver<Request>,
     pub(crate) wake: OwnedFd,
     pub(crate) log: Log,
+    pub(crate) beside: Beside,
 }
 
 /// The reactor.
@@ -114,6 +124,11 @@ pub(crate) struct Driver {
     ublk: Ublk,
     links: Links,
     control: Control,
+    beside: Beside,
+    /// What was kept of forks, as clients are offered it.
+    branches: Vec<BranchInfo>,
+    /// Whether the frozen export is open.
+    is_frozen: bool,
     doors: Vec<(Door, FileId)>,
     /// Listeners to be armed again, after a failure.
     doors_shut: Vec<Door>,
@@ -138,7 +153,8 @@ pub(crate) struct Driver {
 impl Driver {
     /// Sets up the ring on the thread that will use it.
     pub(crate) fn new(parts: Parts) -> Result<Self, StartError> {
-        let Parts { options, machine, arena, disk, journal, listeners, exports, requests, wake, log } = parts;
+        let Parts { options, machine, arena, disk, journal, listeners, exports, requests, wake, log, beside } =
+            parts;
         let pinned = if options.lock_memory { arena::pin() } else { arena::Pinned::default() };
         pinned.warnings.iter().for_each(|warning| log.line(warning));
         let links_max = u32::try_from(LINKS_MAX).expect("small");
@@ -185,6 +201,9 @@ impl Driver {
             ublk: Ublk::new(),
             links,
             control,
+            branches: beside.list(),
+            beside,
+            is_frozen: false,
             doors_shut: doors.iter().map(|(door, _)| *door).collect(),
             doors,
             busy_poll: BusyPoll::new(options.busy_poll),
@@ -203,6 +222,7 @@ impl Driver {
         };
         let is_serving = driver.cx.machine.is_serving();
         driver.serve(is_serving);
+        driver.list_exports();
         Ok(driver)
     }
 
@@ -225,6 +245,7 @@ impl Driver {
         self.ublk.resume(&mut self.cx);
         self.resume_waiting(Need::Write);
         self.resume_waiting(Need::Read);
+        self.hand_over_readers();
         let is_due = self.settle.is_some_and(|due| due <= self.cx.now);
         if self.cx.has_news || is_due {
             let was_news = self.cx.has_news;
@@ -316,6 +337,11 @@ impl Driver {
                     let id = self.control.expect(answer);
                     self.cx.give(Event::Admin { id, action });
                 }
+                Request::BranchKept { token, result } => self.cx.give(Event::BranchKept { token, result }),
+                Request::Branches(branches) => {
+                    self.branches = branches;
+                    self.list_exports();
+                }
                 Request::AttachUblk { new, answer } => {
                     let _ = answer.send(self.ublk.attach(&mut self.cx, new));
                 }
@@ -398,6 +424,8 @@ impl Driver {
             Command::CloseLink { link, reason, retry } => self.links.close_by_id(cx, link, &reason, retry),
             Command::Answer { id, result } => self.control.answer(id, result),
             Command::Serve { open } => self.serve(open),
+            Command::ServeFrozen { open } => self.serve_frozen(open),
+            Command::KeepBranch { token, plan } => self.keep_branch(token, plan),
             Command::Report(report) => self.report(&report),
             Command::Stopped => self.is_stopped = true,
             Command::WriteJournal { .. }
@@ -414,13 +442,55 @@ impl Driver {
     fn serve(&mut self, open: bool) {
         let availability =
             if open { Availability::Ready } else { Availability::Refused { message: self.refusal() } };
-        for export in self.clients.exports_mut() {
+        for export in &mut self.clients.exports_mut()[..VOLUME_EXPORTS] {
             export.availability = availability.clone();
         }
         if !open {
             self.clients.close_all(&mut self.cx);
         }
         self.ublk.serve(&mut self.cx, open);
+    }
+
+    /// Opens or ends the frozen export.
+    fn serve_frozen(&mut self, open: bool) {
+        self.is_frozen = open;
+        self.list_exports();
+        if !open {
+            self.clients.close_frozen(&mut self.cx);
+        }
+    }
+
+    /// Offers, besides the volume, what it held at other times.
+    fn list_exports(&mut self) {
+        let options = &self.options;
+        let frozen = self.is_frozen.then(|| format!("{}{FROZEN}", options.name));
+        let branches = self.branches.iter().map(|branch| format!("{}{BRANCH}{}", options.name, branch.name));
+        let names: Vec<String> = frozen.into_iter().chain(branches).collect();
+        let exports = self.clients.exports_mut();
+        exports.truncate(VOLUME_EXPORTS);
+        exports.extend(names.iter().map(|name| Export {
+            availability: Availability::Ready,
+            ..crate::start::export(options, name, true)
+        }));
+    }
+
+    fn keep_branch(&mut self, token: Token, plan: Box<BranchPlan>) {
+        let disk = self.cx.ring.file(self.storage.disk.file).try_clone_to_owned();
+        match disk {
+            Ok(disk) => self.beside.keep(token, plan, self.options.size_bytes, disk),
+            Err(error) => {
+                self.cx.give(Event::BranchKept { token, result: Err(error.to_string()) });
+            }
+        }
+    }
+
+    /// Lets those who chose a branch go to where it is read.
+    fn hand_over_readers(&mut self) {
+        while let Some((reader, name)) = self.clients.next_reader(&mut self.cx) {
+            if let Err(error) = self.beside.serve(reader, &name) {
+                self.cx.log.line(format_args!("branch {name} cannot be read: {error}"));
+            }
+        }
     }
 
     /// Why clients are refused, and where to go instead.
@@ -462,6 +532,22 @@ impl Driver {
             Report::DiskFull => {
                 log.line("the backing disk has no space left: what is to be applied waits in the journal");
             }
+            Report::Fork { node, fork } => log.line(format_args!(
+                "fork: the logs here and on {} part after entry {}: here {} more ({} changed blocks, to {}), there {} \
+                 more ({} changed blocks, to {}); holdfast status {} says what to do",
+                names.of(*node),
+                fork.common,
+                fork.here.entries,
+                fork.here.changed_blocks,
+                fork.here.head,
+                fork.there.entries,
+                fork.there.changed_blocks,
+                fork.there.head,
+                self.options.name
+            )),
+            Report::Branch(text) => log.line(format_args!("fork: {}", names.in_text(text))),
+            Report::FreezeBegan(position) => log.line(format_args!("apply is frozen at {position}")),
+            Report::FreezeEnded(why) => log.line(format_args!("apply goes on, the frozen export ends: {why}")),
             Report::DiskHasSpace => log.line("the backing disk has space again"),
             Report::Verify(text) => log.line(names.in_text(text)),
             Report::Unreadable { block } => {
@@ -475,7 +561,7 @@ impl Driver {
                 log.line(format_args!("block {block} was written anew with what {from} holds"));
             }
         }
-        if matches!(report, Report::Role(_) | Report::Record(_)) {
+        if matches!(report, Report::Role(_) | Report::Record(_) | Report::Branch(_)) {
             // What this replica says of itself has changed, and with it perhaps what a peer refuses.
             self.links.retry_refused(self.cx.now);
         }

@@ -38,6 +38,7 @@ fn options(dir: &Path) -> VolumeOptions {
         block_bytes: 512,
         disk: dir.join("disk"),
         journal: dir.join("journal"),
+        branches: dir.join("branches"),
         journal_bytes: 32 << 20,
         direct_io: DirectIo::Auto,
         listen,
@@ -230,6 +231,7 @@ fn frame(superblock: &Superblock, after: &LogPoint, cuts: u64) -> (Vec<u8>, LogP
         chain_after: after.chain,
         committed: Sequence(0),
         stable: Sequence(0),
+        closed_ms: 0,
     };
     let header = frame::encode(&mut bytes, header, [entry].iter());
     frame::encode_local(

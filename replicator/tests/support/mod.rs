@@ -58,6 +58,7 @@ fn options(dir: &Path, node: u8, addresses: &[SocketAddr], protocol: Protocol) -
         block_bytes: 512,
         disk: dir.join("disk"),
         journal: dir.join("journal"),
+        branches: dir.join("branches"),
         journal_bytes: 64 << 20,
         direct_io: DirectIo::Auto,
         listen: addresses[usize::from(node)],

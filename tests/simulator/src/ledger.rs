@@ -290,6 +290,7 @@ impl Ledger {
             Seen::Sealed(sealed) => self.sealed(x, sealed),
             Seen::JournalRead { into_reserve: true } => self.marks.push("reserve buffer used"),
             Seen::JournalRead { .. } => self.marks.push("ring read back"),
+            Seen::Frozen => self.frozen(x, &node.disk),
             Seen::SuperblockCopy | Seen::Refused(_) | Seen::Serve(_) => {}
         }
     }
@@ -534,6 +535,10 @@ impl Ledger {
             let Some(frame) = self.writes.get(&id).copied().filter(|frame| self.contains(x, *frame)) else {
                 broken("applied-foreign", format!("node {x} applies write {id}, which its log lacks"));
             };
+            // An operator gave up this copy: nobody's word is missing, and it is nobody's source.
+            if self.replicas[x].saved.yields {
+                continue;
+            }
             // Of the reign it follows, or of the one its log ends in, if it left that since.
             let end = self.replicas[x].log.last().expect("the frame is there");
             let reigns = [self.replicas[x].saved.record.reign, self.reigns[self.frames[*end].reign].id];
@@ -770,6 +775,35 @@ impl Ledger {
                     format!(
                         "node {x}, sector {sector}: the disk has {id:?}, the log {} at entry {} and nothing such after",
                         self.replicas[x].base[sector], self.replicas[x].base_at
+                    ),
+                );
+            }
+        }
+    }
+
+    /// The disk of `x` is offered as of one position: every sector shows what its log says up to there.
+    fn frozen(&mut self, x: usize, disk: &SimDisk) {
+        self.marks.push("frozen");
+        let (replica, limit) = (&self.replicas[x], self.replicas[x].saved.apply_limit.0);
+        if replica.void || replica.is_mixed {
+            return;
+        }
+        let mut image = replica.base.clone();
+        for frame in replica.log.iter().map(|frame| &self.frames[*frame]) {
+            if frame.last > replica.base_at && frame.last <= limit {
+                frame.effects.iter().for_each(|(sectors, id)| image[sectors.clone()].fill(*id));
+            }
+        }
+        let mut bytes = vec![0; image.len() * SECTOR];
+        disk.read(0, &mut bytes);
+        for (sector, bytes) in bytes.chunks(SECTOR).enumerate() {
+            let id = sector_id(bytes, sector);
+            if id != Some(image[sector]) {
+                broken(
+                    "frozen-elsewhere",
+                    format!(
+                        "node {x} is frozen at {limit}; sector {sector} is of {id:?}, not {}",
+                        image[sector]
                     ),
                 );
             }

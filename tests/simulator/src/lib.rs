@@ -15,6 +15,7 @@
     reason = "a library of this workspace's tests only: names speak, and comments say why"
 )]
 
+pub mod branch;
 pub mod checker;
 pub mod disk;
 pub mod exhaust;

@@ -17,8 +17,10 @@ use replicator_core::wire::envelope::Envelope;
 use replicator_core::wire::message::{Ack, Message, Sealed};
 use thiserror::Error;
 
+use crate::branch::Branch;
 use crate::disk::SimDisk;
 use crate::random::Random;
+use crate::rule::broken;
 
 /// An I/O under way.
 #[derive(Debug)]
@@ -64,6 +66,11 @@ pub enum Io {
         copy: usize,
         bytes: Vec<u8>,
     },
+    /// A branch that is being kept, and what the disk held in its blocks when that began.
+    Branch {
+        token: Token,
+        branch: Box<Branch>,
+    },
     /// A frame whose bytes the network has taken.
     Sent {
         link: LinkId,
@@ -99,6 +106,8 @@ pub enum Seen {
     Refused(String),
     /// It opened or closed its export.
     Serve(bool),
+    /// It opened its frozen export.
+    Frozen,
     /// It read its journal: into the start of the arena only what recovery left is ever loaded.
     JournalRead { into_reserve: bool },
 }
@@ -119,6 +128,10 @@ pub struct Node {
     pub reports: Vec<Report>,
     pub seen: Vec<Seen>,
     pub serving: bool,
+    /// The frozen export is open.
+    pub frozen: bool,
+    /// The branch kept last.
+    pub branch: Option<Branch>,
     pub stopped: bool,
     pub boot_id: u128,
     pub needs_turn: bool,
@@ -192,6 +205,8 @@ impl Node {
             reports: Vec::new(),
             seen: Vec::new(),
             serving: false,
+            frozen: false,
+            branch: None,
             stopped: false,
             boot_id: 1,
             needs_turn: false,
@@ -229,11 +244,13 @@ impl Node {
         if superblock.node != self.config.node {
             return Err(StartError::OtherNode);
         }
-        let recovered = recover(&superblock, repaired, self.boot_id, &mut Reader(&mut self.journal))
+        let mut recovered = recover(&superblock, repaired, self.boot_id, &mut Reader(&mut self.journal))
             .map_err(StartError::Recover)?;
+        let branch = self.branch.as_ref().filter(|branch| branch.plan.head == superblock.branch);
+        recovered.diverged = branch.map(|branch| branch.plan.blocks.clone());
         self.arena = vec![0; self.config.arena_bytes];
         self.machine = Some(Machine::new(self.config.clone(), recovered, now));
-        (self.serving, self.stopped) = (false, false);
+        (self.serving, self.frozen, self.stopped) = (false, false, false);
         self.starts += 1;
         self.take_commands();
         Ok(())
@@ -256,7 +273,7 @@ impl Node {
         self.machine = None;
         self.out.clear();
         self.completed.clear();
-        self.serving = false;
+        (self.serving, self.frozen) = (false, false);
         self.needs_turn = false;
     }
 
@@ -310,6 +327,9 @@ impl Node {
                 self.ios.push(Io::ReadJournal { token, offset: device_offset, span });
             }
             Command::ReadDisk { token, offset, span } => self.ios.push(Io::ReadDisk { token, offset, span }),
+            Command::WriteDisk { .. } | Command::ZeroDisk { .. } if self.frozen => {
+                broken("frozen-disk-written", "apply goes on though the frozen export is open");
+            }
             Command::WriteDisk { token, offset, span } => {
                 let bytes = self.copy(span);
                 self.seen.push(Seen::DiskAsked { offset, bytes: bytes.clone() });
@@ -359,6 +379,16 @@ impl Node {
             Command::Serve { open } => {
                 self.serving = open;
                 self.seen.push(Seen::Serve(open));
+            }
+            Command::ServeFrozen { open } => {
+                self.frozen = open;
+                if open {
+                    self.seen.push(Seen::Frozen);
+                }
+            }
+            Command::KeepBranch { token, plan } => {
+                let branch = Box::new(Branch::of(*plan, &self.disk));
+                self.ios.push(Io::Branch { token, branch });
             }
             Command::Report(report) => self.reports.push(report),
             Command::Stopped => self.stopped = true,
@@ -437,6 +467,14 @@ impl Node {
                 self.seen.push(Seen::SuperblockSaved(Box::new(superblock)));
                 Event::SuperblockWritten { token, result: Ok(()) }
             }
+            Io::Branch { token, branch } => {
+                let now_held = Branch::of(branch.plan.clone(), &self.disk);
+                if now_held.blocks != branch.blocks {
+                    broken("overwritten-before-kept", "blocks of a branch changed before it was durable");
+                }
+                self.branch = Some(*branch);
+                Event::BranchKept { token, result: Ok(()) }
+            }
             Io::Sent { link, token } => Event::FrameSent { link, token },
         };
         self.handle(now, event);
@@ -470,6 +508,9 @@ impl Node {
             Io::Superblock { token, copy, bytes } => {
                 self.journal.tear(SUPERBLOCK_AT[copy], &bytes, random);
                 Event::SuperblockWritten { token, result }
+            }
+            Io::Branch { token, .. } => {
+                Event::BranchKept { token, result: Err("no space for it".to_owned()) }
             }
             sent @ Io::Sent { .. } => {
                 self.ios.insert(index, sent);

@@ -56,7 +56,7 @@ pub struct Devices {
 impl Devices {
     /// This I/O of `node` fails.
     pub fn note(&mut self, io: &Io, node: usize) {
-        self.failed[node] |= !matches!(io, Io::ReadDisk { .. } | Io::Sent { .. });
+        self.failed[node] |= !matches!(io, Io::ReadDisk { .. } | Io::Branch { .. } | Io::Sent { .. });
         self.unsynced[node] |= matches!(io, Io::SyncJournal { .. });
     }
 
@@ -72,6 +72,7 @@ impl Devices {
                 Io::SyncJournal { .. } | Io::SyncDisk { .. } => (Fault::SyncError, 5),
                 Io::ReadJournal { .. } | Io::ReadDisk { .. } => (Fault::ReadError, 5),
                 Io::Superblock { .. } => (Fault::SuperblockError, 5),
+                Io::Branch { .. } => (Fault::NoSpace, 28),
                 Io::Sent { .. } => return Fate::Done,
             };
         if self.strikes(fault, random) {
@@ -107,6 +108,8 @@ pub struct Run {
     spoiled: Vec<bool>,
     image: Option<(usize, SimDisk, SimDisk)>,
     tries: usize,
+    /// How often the fork with each node was resolved.
+    resolved: Vec<usize>,
     busy_until: u64,
     /// Who decides, if not the operators.
     manager: Option<Manager>,
@@ -143,6 +146,7 @@ impl Run {
             spoiled: vec![false; nodes],
             image: None,
             tries: 0,
+            resolved: vec![0; nodes],
             busy_until: 0,
             manager: plan.setup.managed.then(|| Manager::new(nodes, members)),
         }
@@ -200,6 +204,7 @@ impl Run {
         if let Some((node, action)) = scrub::wish(&mut self.world, self.plan.verify_chance) {
             self.ask(node, action);
         }
+        self.freeze_or_resolve();
         self.bring_back();
         if self.world.random.percent(3) || !self.world.step() {
             self.world.pass_time();
@@ -211,6 +216,28 @@ impl Run {
     fn manage(&mut self) {
         if let Some(manager) = &mut self.manager {
             manager.turn(&mut self.world);
+        }
+    }
+
+    /// In some runs secondaries are frozen now and then, and forks are resolved while faults go on.
+    fn freeze_or_resolve(&mut self) {
+        if self.plan.seed % 4 != 2 {
+            return;
+        }
+        let node = self.world.random.index(self.world.nodes.len());
+        let Some(status) = self.world.status(node) else { return };
+        let fork = status.peers.iter().find(|peer| peer.fork.is_some()).map(|peer| peer.node);
+        match fork {
+            Some(other) if self.world.random.percent(3) => {
+                let discard = if self.world.random.percent(50) { node_id(node) } else { other };
+                self.ask(node, AdminAction::Resolve { discard });
+            }
+            _ if self.world.random.below(1000) < 4 => {
+                let action =
+                    if status.freeze.is_some() { AdminAction::Thaw } else { AdminAction::FreezeApply };
+                self.ask(node, action);
+            }
+            _ => {}
         }
     }
 
@@ -654,10 +681,17 @@ impl Run {
 
     /// What a sensible operator does now.
     fn operator(&mut self) {
-        if !self.asks.is_empty() || self.world.now < self.busy_until || self.manager.is_some() {
+        if !self.asks.is_empty() || self.world.now < self.busy_until {
             return;
         }
         let count = self.world.nodes.len();
+        let frozen = |n: usize| self.world.status(n).is_some_and(|status| status.freeze.is_some());
+        if let Some(n) = (0..count).find(|n| frozen(*n)) {
+            return self.ask(n, AdminAction::Thaw);
+        }
+        if self.manager.is_some() {
+            return;
+        }
         let leading: Vec<usize> = (0..count)
             .filter(|n| self.world.status(*n).is_some_and(|status| status.role == Role::Primary))
             .collect();
@@ -673,6 +707,11 @@ impl Run {
         let status = self.world.status(primary).expect("it is up");
         for peer in &status.peers {
             let t = usize::from(peer.node.0);
+            if peer.fork.is_some() && self.plan.seed.is_multiple_of(2) && self.resolved[t] < 4 {
+                self.resolved[t] += 1;
+                self.busy_until = self.world.now + 12_000 * MS;
+                return self.ask(primary, AdminAction::Resolve { discard: peer.node });
+            }
             let promised = peer.reason.as_deref().is_some_and(|reason| reason.contains("promise"));
             if promised && peer.connection == Connection::StandAlone {
                 self.busy_until = self.world.now + 8000 * MS;

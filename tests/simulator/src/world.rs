@@ -1179,6 +1179,7 @@ fn describe(io: &Io) -> String {
                 superblock.cut
             )
         }
+        Io::Branch { branch, .. } => format!("kept a branch of {} blocks", branch.blocks.len()),
         Io::Sent { .. } => "sent a frame".to_string(),
     }
 }

@@ -46,6 +46,12 @@ pub enum LayoutError {
     },
 }
 
+/// Bytes that the image of the dirty map of a volume of this size may take.
+#[must_use]
+pub fn map_bytes_of(volume_bytes: u64) -> u64 {
+    volume_bytes.div_ceil(BLOCK_BYTES * 8).next_multiple_of(PAGE_BYTES as u64)
+}
+
 impl Layout {
     /// The layout of a journal of `journal_bytes` for a volume of `volume_bytes`.
     ///
@@ -57,7 +63,7 @@ impl Layout {
         if !sound {
             return Err(LayoutError::VolumeSize(volume_bytes));
         }
-        let map_bytes = volume_bytes.div_ceil(BLOCK_BYTES * 8).next_multiple_of(PAGE_BYTES as u64);
+        let map_bytes = map_bytes_of(volume_bytes);
         let maps_bytes = 2 * MAP_PEERS as u64 * map_bytes;
         let ring_at = MAPS_AT + maps_bytes;
         let needed_bytes = ring_at + RING_BYTES_MIN;

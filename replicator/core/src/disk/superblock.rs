@@ -16,10 +16,11 @@ use crate::units::{
 
 const MAGIC: u64 = u64::from_le_bytes(*b"HOLDFAST");
 /// Version of the disk format; see the history in `docs/formats.md`.
-pub const DISK_VERSION: u16 = 2;
+pub const DISK_VERSION: u16 = 3;
 /// The oldest version this program reads: one without dirty maps.
 const DISK_VERSION_MIN: u16 = 1;
 const MAPS_FIELDS_AT: usize = 344;
+const FORK_FIELDS_AT: usize = 600;
 const HISTORY_AT: usize = 1024;
 const REIGN_BYTES: usize = 48;
 const _: () = assert!(HISTORY_AT + HISTORY_MAX * REIGN_BYTES <= SUPERBLOCK_BYTES);
@@ -290,6 +291,18 @@ pub struct Superblock {
     pub repairs: u64,
     /// The saved dirty maps.
     pub maps: Maps,
+    /// An operator gave up what this copy holds beyond the common point: it is kept as a branch, then overwritten.
+    pub yields: bool,
+    /// The branch is kept. Blocks differ from what the copy is complete for, and the branch names them.
+    pub diverges: bool,
+    /// When the last entry of the log was sequenced, in milliseconds since 1970 by the Primary's clock; 0 if not known.
+    pub head_ms: u64,
+    /// When the newest reign of the log began, likewise.
+    pub reign_ms: u64,
+    /// Since when `apply_limit` stands, by the clock here; 0 if not known.
+    pub frozen_ms: u64,
+    /// The end of the log that the branch was kept of.
+    pub branch: Base,
     /// The reigns of the log.
     pub history: History,
 }
@@ -347,6 +360,11 @@ impl Superblock {
         writer.u32(u32::try_from(self.history.reigns().len()).expect("bounded")).zeros(4).u64(self.discards);
         assert!(writer.written() == MAPS_FIELDS_AT);
         self.maps.encode(&mut writer);
+        assert!(writer.written() == FORK_FIELDS_AT);
+        writer.u8(u8::from(self.yields)).u8(u8::from(self.diverges)).zeros(6);
+        writer.u64(self.head_ms).u64(self.reign_ms).u64(self.frozen_ms);
+        let branch = self.branch.position;
+        writer.u64(branch.epoch.0).u64(branch.sequence.0).u128(self.branch.chain.0);
         assert!(writer.written() <= HISTORY_AT, "the fields end before the history");
         let mut writer = Writer::new(&mut bytes[HISTORY_AT..]);
         encode_history(&self.history, &mut writer);
@@ -444,6 +462,11 @@ fn decode_fields(reader: &mut Reader<'_>, history: &[u8]) -> Result<Superblock, 
     reader.skip(4)?;
     sb.discards = reader.u64()?;
     sb.maps = Maps::decode(reader)?;
+    (sb.yields, sb.diverges) = (reader.u8()? != 0, reader.u8()? != 0);
+    reader.skip(6)?;
+    (sb.head_ms, sb.reign_ms, sb.frozen_ms) = (reader.u64()?, reader.u64()?, reader.u64()?);
+    sb.branch.position = Position { epoch: Epoch(reader.u64()?), sequence: Sequence(reader.u64()?) };
+    sb.branch.chain = Chain(reader.u128()?);
     sb.history =
         decode_history(&mut Reader::new(history), count)?.ok_or(SuperblockError::Bounds("history"))?;
     Ok(sb)

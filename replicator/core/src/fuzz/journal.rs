@@ -126,6 +126,7 @@ pub(super) fn make_frame(
         chain_after: head.chain,
         committed: head.position.sequence,
         stable: Sequence(0),
+        closed_ms: 0,
     };
     frame::encode(&mut bytes, header, entries.iter());
     bytes

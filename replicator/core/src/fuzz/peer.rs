@@ -55,6 +55,8 @@ fn hostile_step(rig: &mut Rig, choices: &mut Choices<'_>) {
                 0 => AdminAction::Demote,
                 1 => AdminAction::Shrink { node: NodeId(1) },
                 2 if choices.one_in(8) => AdminAction::Stop,
+                2 if choices.one_in(2) => AdminAction::Resolve { discard: NodeId(choices.byte() % 2) },
+                3 if choices.one_in(2) => AdminAction::FreezeApply,
                 kind => AdminAction::Promote { force: kind > 4, reign: ReignId(u128::from(choices.byte())) },
             };
             rig.admin(action);
@@ -235,6 +237,8 @@ fn hostile_hello(mine: &Hello, node: NodeId, choices: &mut Choices<'_>) -> Hello
         7 => hello.disk_state = [DiskState::Outdated, DiskState::Failed][choices.below(2)],
         8 => hello.history.truncate(choices.sequence(Sequence(1))),
         9 => hello.volume_bytes = choices.number(hello.volume_bytes),
+        10 => (hello.yields, hello.diverges) = (choices.one_in(2), choices.one_in(2)),
+        11 => hello.discards_of = Some(mine.node),
         _ => {}
     }
     hello

@@ -112,6 +112,7 @@ impl Rig {
                 | Command::Complete { .. }
                 | Command::Answer { .. }
                 | Command::Serve { .. }
+                | Command::ServeFrozen { .. }
                 | Command::Report(_) => {}
                 io => self.ios.push(io),
             }
@@ -148,6 +149,7 @@ impl Rig {
                 Event::SuperblockWritten { token, result }
             }
             Command::SendFrame { link, token, .. } => Event::FrameSent { link, token },
+            Command::KeepBranch { token, .. } => Event::BranchKept { token, result: Ok(()) },
             other => unreachable!("no I/O: {other:?}"),
         };
         self.handle(event);

@@ -27,6 +27,8 @@ pub(super) struct Apply {
     /// Last frame of the batch under way.
     batch_end: Option<u64>,
     writes_left: u32,
+    /// Nothing beyond this entry was ever written to the disk.
+    touched: Sequence,
     /// A write of the batch under way found no space.
     is_short: bool,
     /// Since the disk had no space nothing was applied; when to try again.
@@ -40,17 +42,23 @@ pub(super) struct Apply {
 }
 
 impl Apply {
-    pub(super) fn new(reserve: Buffer) -> Self {
+    pub(super) fn new(reserve: Buffer, touched: Sequence) -> Self {
         Self {
             batch: Batch::new(BATCH_FRAMES_MAX as usize * FRAME_ENTRIES_MAX),
             batch_end: None,
             writes_left: 0,
+            touched,
             is_short: false,
             retry_at: None,
             loading: None,
             reserve,
             reserve_is_free: true,
         }
+    }
+
+    /// The log begins anew behind `sequence`, and everything before is on the disk.
+    pub(super) fn restart(&mut self, sequence: Sequence) {
+        self.touched = sequence;
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -98,10 +106,19 @@ impl Machine {
         for point in self.intake_bound().into_iter().chain(self.visit_bound()) {
             bound = bound.min(point);
         }
-        match self.meta.saved.apply_limit {
-            Sequence(0) => bound,
-            limit => bound.min(limit),
+        // A limit counts from when it is chosen until it is surely no longer stored.
+        for limit in [self.meta.current.apply_limit, self.meta.saved.apply_limit] {
+            if limit > Sequence(0) {
+                bound = bound.min(limit);
+            }
         }
+        bound
+    }
+
+    /// The last entry of which the disk may show something: entries up to it may have been written before a crash, or
+    /// are being written now.
+    pub(super) fn apply_end(&self) -> Sequence {
+        self.log.applied.position.sequence.max(self.apply.touched.min(self.log.last()))
     }
 
     pub(super) fn pump_apply(&mut self, arena: &mut [u8]) {
@@ -180,6 +197,8 @@ impl Machine {
         let writes = u32::try_from(apply.batch.extents().len()).expect("bounded by the batch");
         self.counters.disk_writes += u64::from(writes);
         self.apply.batch_end = Some(end);
+        let last = self.log.frame(end).expect("the caller looked").last();
+        self.apply.touched = self.apply.touched.max(last);
         self.apply.writes_left = writes;
         if writes == 0 {
             self.finish_batch();

@@ -26,6 +26,8 @@ impl Machine {
             "it is Primary, or its role is changing: demote it first, and promote the replica whose data stays"
         } else if self.discard.is_some() {
             "its data is being discarded already"
+        } else if self.is_branching() {
+            "a branch of its data is being kept, and then it follows: see `holdfast status`"
         } else if self.has_failed {
             "a device failed since the replicator started: see to the device, restart the replicator, then try again"
         } else {
@@ -34,6 +36,8 @@ impl Machine {
                     self.close(Place::Peer(index), "the data here is discarded", true);
                 }
             }
+            self.thaw("the data here is discarded");
+            self.resolve = None;
             self.discard = Some(Discard::Waiting(id));
             return;
         };
@@ -58,6 +62,9 @@ impl Machine {
                 let current = &mut self.meta.current;
                 (current.disk_state, current.data_base) = (DiskState::Inconsistent, None);
                 current.discards += 1;
+                (current.yields, current.diverges) = (false, false);
+                self.diverged = None;
+                let current = &mut self.meta.current;
                 current.record = Record { in_sync: current.record.in_sync, ..Record::default() };
                 self.discard = Some(Discard::Saving(id, self.meta.change()));
             }
@@ -70,7 +77,7 @@ impl Machine {
         }
     }
 
-    fn is_at_rest(&self) -> bool {
+    pub(super) fn is_at_rest(&self) -> bool {
         let log = !self.log.has_unwritten() && !self.log.has_undurable() && self.meta.is_idle();
         let io = self.apply.is_idle() && self.checkpoint.is_idle() && !self.persist.is_syncing();
         let links = self.peers.iter().all(|peer| peer.link.is_none()) && self.spare_links.is_empty();

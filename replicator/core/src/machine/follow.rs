@@ -117,6 +117,7 @@ impl Machine {
         link.become_state(LinkState::Following);
         if link.plan.is_some() {
             self.begin_intake(index);
+            self.tell_diverged(index);
         }
         self.send_ack(index);
     }
@@ -234,6 +235,7 @@ impl Machine {
             first.filter(|entry| entry.is_ok_and(|entry| entry.kind == EntryKind::EpochStart))
         {
             assert!(entry.kind == EntryKind::EpochStart);
+            self.meta.current.reign_ms = header.closed_ms;
             self.persist.history.push(Reign {
                 epoch: header.epoch,
                 reign: header.reign,

@@ -214,6 +214,7 @@ impl Machine {
             chain_after: self.log.head.chain,
             committed: self.committed,
             stable: self.stable,
+            closed_ms: self.wall_ms(),
         };
         let block = &mut arena[buffer.span().range()];
         // Old bytes of the arena are nobody's business on the wire.

@@ -38,11 +38,12 @@ impl Machine {
     pub(super) fn on_link_up(&mut self, id: LinkId, node: Option<NodeId>) {
         let mut link = Link::new(id, self.now);
         self.send_hello(&mut link, false);
-        if self.discard.is_some() {
+        if self.discard.is_some() || self.is_branching() {
             // What the hello says is about to be no longer so.
             self.spare_links.push(link);
             let place = Place::Spare(self.spare_links.len() - 1);
-            return self.close(place, "the data here is being discarded", true);
+            let reason = "the data here is being discarded, or a branch of it kept";
+            return self.close(place, reason, true);
         }
         let index = node.and_then(|node| self.peer_index(node));
         match index {
@@ -104,6 +105,10 @@ impl Machine {
             data_base: saved.data_base.map(|base| base.sequence),
             discards: saved.discards,
             history: self.persist.history,
+            yields: saved.yields,
+            diverges: saved.diverges,
+            discards_of: self.discards_of,
+            end: self.log_end(),
         }
     }
 
@@ -165,6 +170,7 @@ impl Machine {
         link.acked = Ack::default();
         (link.sync_asked, link.told, link.mark_due) = (Sequence(0), (Sequence(0), Sequence(0)), None);
         (link.place, link.plan) = (None, None);
+        (link.lends, link.diverged) = (None, None);
         let held = link.resync.take().map(|source| source.held_buffers());
         held.into_iter().flatten().for_each(|buffer| self.pool.give(buffer));
         if let Some(mut chunk) = link.chunk.take() {
@@ -289,6 +295,7 @@ impl Machine {
             Message::Fetch(fetch) => self.on_fetch(index, envelope, fetch),
             Message::Checked(checked) => self.on_checked(index, &checked),
             Message::Fetched(fetched) => self.on_fetched(index, fetched),
+            Message::Changed(changed) => self.on_changed(index, &changed),
             Message::Ping => {}
             Message::Hello(_) => unreachable!("told apart by the caller"),
         }
@@ -332,17 +339,30 @@ impl Machine {
         let place = Place::Peer(index);
         let mine = self.hello();
         let theirs = self.link_mut(place).hello.clone().expect("the caller stored it");
-        match verdict(&self.config, &mine, &theirs) {
+        let verdict = verdict(&self.config, &mine, &theirs);
+        if !matches!(verdict, Verdict::Fork { .. } | Verdict::Refuse { .. }) {
+            (self.peers[index].standalone, self.peers[index].fork) = (None, None);
+        }
+        if theirs.yields || theirs.diverges || !matches!(verdict, Verdict::Fork { .. }) {
+            self.discards_of.take_if(|node| *node == theirs.node);
+        }
+        match verdict {
             Verdict::Idle | Verdict::AwaitStepDown => {
-                self.peers[index].standalone = None;
                 self.link_mut(place).become_state(LinkState::Idle);
             }
+            Verdict::Borrow => {
+                self.forget_lent();
+                self.link_mut(place).become_state(LinkState::Idle);
+            }
+            Verdict::Lend { common } => {
+                let link = self.link_mut(place);
+                link.become_state(LinkState::Idle);
+                link.lends = Some(common);
+            }
             Verdict::Source { common, needs_blocks } => {
-                self.peers[index].standalone = None;
                 self.start_stream(index, common, needs_blocks);
             }
             Verdict::Target => {
-                self.peers[index].standalone = None;
                 self.link_mut(place).become_state(LinkState::Awaiting);
             }
             Verdict::StepDown => {
@@ -352,6 +372,13 @@ impl Machine {
                 )));
                 self.link_mut(place).become_state(LinkState::Idle);
                 self.leave_primary();
+            }
+            Verdict::Fork { common, reason } => {
+                self.note_fork(index, &mine, &theirs, common);
+                self.refuse(place, reason);
+                if theirs.discards_of == Some(self.config.node) {
+                    self.yield_here(None);
+                }
             }
             Verdict::Refuse { reason } => self.refuse(place, reason),
         }

@@ -98,6 +98,9 @@ impl Machine {
         if self.role.is_sealing() {
             return Err(String::from("a forced promotion is under way"));
         }
+        if self.meta.current.yields {
+            return Err(String::from("what this copy has past the common point of a fork is given up"));
+        }
         Ok(())
     }
 
@@ -136,6 +139,7 @@ impl Machine {
             ));
         }
         self.leave_primary();
+        self.thaw("a reign begins here");
         self.promise(epoch, None);
         let current = &mut self.meta.current;
         // What may have been lost breaks the sessions of clients, whoever knows of it.

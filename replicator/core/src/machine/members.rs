@@ -171,6 +171,13 @@ impl Machine {
         self.frozen = why;
     }
 
+    /// Whether the peer said that what it has past the common point of a fork was given up.
+    pub(super) fn yields(&self, node: NodeId) -> bool {
+        let peer = self.peers.iter().find(|peer| peer.config.node == node);
+        let hello = peer.and_then(|peer| peer.link.as_ref()?.hello.as_ref());
+        hello.is_some_and(|hello| hello.yields)
+    }
+
     /// Remembers a record that a connected replica knows and this one does not: nobody acts on an older one.
     pub(super) fn learn_records(&mut self) {
         let follows = |peer: &super::peer::Peer| {
@@ -178,12 +185,13 @@ impl Machine {
             state.is_some_and(LinkState::is_target)
         };
         // Whoever follows a Primary is told by it.
-        if !matches!(self.role, RoleState::Secondary) || self.peers.iter().any(follows) {
+        let yields = self.meta.current.yields;
+        if yields || !matches!(self.role, RoleState::Secondary) || self.peers.iter().any(follows) {
             return;
         }
         let hellos = self.peers.iter().filter_map(|peer| {
             let link = peer.link.as_ref().filter(|link| link.state == LinkState::Idle)?;
-            link.hello.as_ref().map(|hello| hello.record)
+            link.hello.as_ref().filter(|hello| !hello.yields).map(|hello| hello.record)
         });
         // By its record a replica knows who was asked before the end of its log was answered. Until that end is stable
         // it forgets this for no set with strangers in it: they would have it cut.

@@ -54,6 +54,9 @@ impl Machine {
         current.stable = current.stable.max(stable);
         current.durable = current.durable.max(durable);
         current.history = self.persist.history;
+        if self.log.head_ms > 0 {
+            current.head_ms = self.log.head_ms;
+        }
         self.meta.changed = false;
         self.meta.submitted = Some(Box::new(self.meta.current));
         let superblock = Box::new(self.meta.current);

@@ -29,6 +29,8 @@ mod checkpoint;
 mod commit;
 mod discard;
 mod follow;
+mod fork;
+mod freeze;
 mod gather;
 mod greet;
 mod lease;
@@ -43,6 +45,7 @@ mod promote;
 mod proof;
 mod read;
 mod report;
+mod resolve;
 mod role;
 mod source;
 mod stream;
@@ -58,6 +61,7 @@ use alloc::vec::Vec;
 
 use crate::command::{Command, Report};
 use crate::config::Config;
+use crate::dirty::DirtyMap;
 use crate::disk::superblock::DiskState;
 use crate::event::{AdminAction, Errno, Event, IoResult};
 use crate::extents::Extents;
@@ -75,6 +79,7 @@ use apply::Apply;
 use block_read::BlockRead;
 use checkpoint::Checkpoint;
 use discard::Discard;
+use freeze::Freeze;
 use gather::Gather;
 use managed::Confirmation;
 use maps::Saving;
@@ -84,6 +89,7 @@ use peer::{Link, Peer};
 use persist::Persist;
 use proof::ProofRead;
 use read::Reads;
+use resolve::Resolve;
 use role::RoleState;
 use target::{Intake, Placing};
 use verify::Verify;
@@ -183,6 +189,20 @@ pub struct Machine {
     discard: Option<Discard>,
     /// I/O that does not end.
     watch: Watch,
+    /// What is here past a common point is being given up.
+    resolve: Option<Box<Resolve>>,
+    /// Blocks that differ from what the copy is complete for, while it is being brought level after a fork.
+    diverged: Option<Box<DirtyMap>>,
+    /// Why the last branch could not be kept.
+    branch_failure: Option<String>,
+    /// Whose data an operator gave up here; it is asked as soon as it says hello.
+    discards_of: Option<NodeId>,
+    /// Apply stands still at one position.
+    freeze: Option<Freeze>,
+    /// Frames below this number, beyond the limit, have given up their memory.
+    frozen_released: u64,
+    /// What a wall clock showed when the driver's clock was 0, in milliseconds since 1970; 0 if not known.
+    wall_zero_ms: u64,
     /// A device failed since this process began: what was under way may be lost.
     has_failed: bool,
     frozen: Option<String>,
@@ -216,6 +236,7 @@ enum Io {
     VisitSync = 20,
     VerifySync = 21,
     Proof = 22,
+    Branch = 23,
 }
 
 impl Io {
@@ -254,6 +275,16 @@ impl Machine {
         let peers = peers.collect();
         let stable = recovered.stable.min(recovered.log.last());
         let mut meta = Meta::new(recovered.superblock);
+        let mut diverged = recovered.diverged.filter(|_| meta.current.diverges).map(Box::new);
+        if meta.current.diverges && diverged.is_none() {
+            // Which blocks differ is not known any more: the copy is complete for nothing.
+            (meta.current.diverges, meta.current.data_base) = (false, None);
+            meta.current.discards += 1;
+        }
+        let limit = meta.current.apply_limit;
+        let touched = if limit > Sequence(0) { stable.min(limit) } else { stable };
+        let freeze =
+            (meta.current.apply_limit > Sequence(0)).then_some(Freeze::Settling { id: None, saved: 0 });
         meta.current.window_bytes = meta.current.window_bytes.max(config.arena_bytes as u64);
         meta.change();
         let mut machine = Self {
@@ -261,7 +292,7 @@ impl Machine {
             role: RoleState::Secondary,
             gather: Gather::new(),
             persist: Persist::new(stable, recovered.history),
-            apply: Apply::new(reserve),
+            apply: Apply::new(reserve, touched),
             checkpoint: Checkpoint::new(recovered.log.applied),
             reads: Reads::new(),
             peers,
@@ -302,6 +333,13 @@ impl Machine {
             mends: Mends::default(),
             discard: None,
             watch: Watch::new(now),
+            resolve: None,
+            diverged: diverged.take(),
+            branch_failure: None,
+            discards_of: None,
+            freeze,
+            frozen_released: 0,
+            wall_zero_ms: 0,
             has_failed: false,
             frozen: None,
             counters: Counters::default(),
@@ -311,8 +349,22 @@ impl Machine {
             meta,
             pool,
         };
+        if machine.meta.current.yields {
+            machine.resolve = Some(Box::new(Resolve::waiting(machine.empty_map())));
+        }
         machine.pump_meta();
         machine
+    }
+
+    /// Tells what a wall clock shows when the driver's clock is 0, in milliseconds since 1970. Only people are shown
+    /// what follows from it.
+    pub fn set_wall_clock(&mut self, at_zero_ms: u64) {
+        self.wall_zero_ms = at_zero_ms;
+    }
+
+    /// Milliseconds since 1970; 0 if not known.
+    fn wall_ms(&self) -> u64 {
+        if self.wall_zero_ms == 0 { 0 } else { self.wall_zero_ms + self.now.0 / 1_000_000 }
     }
 
     /// Takes in one event. The bytes of the arena are read and written only where this machine owns them.
@@ -329,6 +381,9 @@ impl Machine {
                 self.on_zero(request, offset, length, kind, fua);
             }
             Event::Read { request, offset, destination } => self.on_read(request, offset, destination, arena),
+            Event::ReadFrozen { request, offset, destination } => {
+                self.on_read_frozen(request, offset, destination);
+            }
             Event::Flush { request } => self.on_flush(request),
             Event::TurnEnd | Event::Timeout => self.pump(arena),
             Event::Message { link, envelope, body } => self.on_message(link, &envelope, body),
@@ -371,6 +426,7 @@ impl Machine {
             Event::DiskSynced { token, result } if Io::DrainSync.is(token) => self.on_drained(result),
             Event::DiskSynced { result, .. } => self.on_disk_synced(result),
             Event::SuperblockWritten { result, .. } => self.on_superblock_written(result),
+            Event::BranchKept { token, result } => self.on_branch_kept(token, result),
             other => unreachable!("handled by the caller: {other:?}"),
         }
     }
@@ -388,6 +444,9 @@ impl Machine {
             | AdminAction::Release => self.on_managed(id, action),
             AdminAction::Verify { repair, trust } => self.on_verify(id, repair, trust),
             AdminAction::StopVerify => self.on_stop_verify(id),
+            AdminAction::Resolve { discard } => self.on_resolve(id, discard),
+            AdminAction::FreezeApply => self.on_freeze(id),
+            AdminAction::Thaw => self.on_thaw(id),
             AdminAction::Stop => self.on_stop(id),
         }
     }
@@ -417,6 +476,8 @@ impl Machine {
         self.close_frames(arena);
         self.advance_role(arena);
         self.advance_discard();
+        self.advance_resolve();
+        self.advance_freeze();
         self.write_mark(arena);
         self.pump_persist();
         self.track_held();

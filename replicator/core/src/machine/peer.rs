@@ -22,6 +22,8 @@ use crate::tracker::Tracker;
 use crate::units::{Buffer, Chain, Instant, LinkId, RingOffset, Sequence, Token};
 use crate::wire::message::{Ack, Hello, Resync};
 
+use super::fork::Fork;
+use super::resolve::Told;
 use super::source::Source;
 
 /// State of a connection.
@@ -155,6 +157,10 @@ pub(super) struct Link {
     pub(super) resync: Option<Box<Source>>,
     /// As target: how the resync begins.
     pub(super) plan: Option<Box<Resync>>,
+    /// As Primary: the peer, whose log parted after this entry and was given up, is to be told what changed here.
+    pub(super) lends: Option<Sequence>,
+    /// As source: blocks that the peer said differ though it is complete for what it says.
+    pub(super) diverged: Option<Box<Told>>,
 }
 
 impl Link {
@@ -181,6 +187,8 @@ impl Link {
             acks_received: false,
             resync: None,
             plan: None,
+            lends: None,
+            diverged: None,
         }
     }
 
@@ -203,6 +211,8 @@ pub(super) struct Peer {
     pub(super) link: Option<Link>,
     /// Why nothing but an operator helps.
     pub(super) standalone: Option<String>,
+    /// Where its log parted from this one.
+    pub(super) fork: Option<Fork>,
     /// When it last said that it is Primary.
     pub(super) seen_primary: Option<Instant>,
     /// It counts as a member though the record does not say so yet.
@@ -215,8 +225,8 @@ pub(super) struct Peer {
 
 impl Peer {
     pub(super) fn new(config: PeerConfig, tracker: Tracker, now: Instant) -> Self {
-        let (link, standalone, seen_primary) = (None, None, None);
-        Self { config, link, standalone, seen_primary, pending: false, lost_since: now, tracker }
+        let (link, standalone, fork, seen_primary) = (None, None, None, None);
+        Self { config, link, standalone, fork, seen_primary, pending: false, lost_since: now, tracker }
     }
 
     /// What it acknowledged in the stream under way; nothing if there is none.

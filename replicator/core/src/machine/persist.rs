@@ -93,7 +93,7 @@ impl Machine {
     /// Writes a mark if one is due: nothing else carried the newest stable position into the journal.
     pub(super) fn write_mark(&mut self, arena: &mut [u8]) {
         let due = self.persist.due.is_some_and(|due| due <= self.now);
-        let hurry = self.role.hurries();
+        let hurry = self.role.hurries() || self.resolve_hurries();
         if self.is_failed() || !(due || hurry) || !self.needs_mark() || self.log.has_unwritten() {
             return;
         }
@@ -113,6 +113,7 @@ impl Machine {
             chain_after: self.log.head.chain,
             committed: self.stable,
             stable: self.stable.min(self.log.last()),
+            closed_ms: 0,
         };
         let header = frame::encode(&mut arena[buffer.span().range()], header, [].iter());
         self.write_frame(&header, buffer, true, arena);

@@ -44,6 +44,11 @@ impl Machine {
         if let Err(error) = self.may_promote(force) {
             return self.answer_admin(id, Err(error));
         }
+        self.thaw("this replica is being promoted");
+        if self.meta.current.yields {
+            self.meta.current.yields = false;
+            self.resolve = None;
+        }
         let hellos = self.peers.iter().filter_map(|peer| peer.link.as_ref()?.hello.as_ref());
         let seen = hellos.map(|hello| hello.promised.max(hello.record.epoch)).max().unwrap_or_default();
         let epoch = seen.max(self.meta.current.promised).next();
@@ -69,6 +74,11 @@ impl Machine {
             let suspect = if current.suspect { " and suspect" } else { "" };
             let text = format!("the copy here is {}{suspect}: promote another replica", current.disk_state);
             return Err(AdminError::Refused(text));
+        }
+        if current.yields && (!force || self.is_branching()) {
+            let text = "what this copy has past the common point of a fork is given up: promote the other one; as long as \
+                        no branch is being kept, --force takes that back";
+            return Err(AdminError::Refused(String::from(text)));
         }
         for peer in &self.peers {
             // One that is refused says hello again and again, on connections that end at once.
@@ -225,6 +235,10 @@ impl Machine {
         }
         let mut record = self.meta.saved.record;
         for (node, answer) in &attempt.answers {
+            if self.yields(*node) && answer.granted {
+                // What it has and knows past the common point was given up.
+                continue;
+            }
             if answer.record.is_later_than(&record) {
                 record = answer.record;
             }

@@ -22,6 +22,8 @@ struct Read {
     view: Sequence,
     /// The reign that took it: what it saw may be of the past in another one.
     epoch: Epoch,
+    /// Of the frozen export: what it saw is right whatever has become of the role.
+    frozen: bool,
     parts_left: u32,
     failed: bool,
 }
@@ -97,7 +99,8 @@ impl Machine {
         let parts_left = u32::try_from(gaps.len()).expect("bounded by the sectors of a read");
         let (view, epoch, failed) = (self.overlay_through, self.meta.saved.record.epoch, false);
         let start = offset;
-        let read = Read { request, start, end, destination, tries, view, epoch, parts_left, failed };
+        let frozen = false;
+        let read = Read { request, start, end, destination, tries, view, epoch, frozen, parts_left, failed };
         let slot = self.reads.add(read);
         for &(from, to) in &gaps {
             let skip = usize::try_from(from - offset).expect("within the destination");
@@ -106,6 +109,23 @@ impl Machine {
             self.push(Command::ReadDisk { token: Io::Read.token(u64::from(slot)), offset: from, span });
         }
         self.reads.gaps = gaps;
+    }
+
+    /// A read of what the disk holds while apply stands still. Should that end meanwhile, nothing is applied under it.
+    pub(super) fn on_read_frozen(&mut self, request: RequestId, offset: u64, destination: Span) {
+        let end = offset.saturating_add(destination.len as u64);
+        let aligned = offset.is_multiple_of(SECTOR_BYTES) && end.is_multiple_of(SECTOR_BYTES);
+        if !self.is_frozen_open() || end > self.meta.saved.volume_bytes || !aligned {
+            let error = if self.is_frozen_open() { RequestError::Range } else { RequestError::NotServing };
+            return self.complete(request, Err(error));
+        }
+        self.counters.reads += 1;
+        self.counters.read_bytes += destination.len as u64;
+        let (view, epoch) = (self.log.applied.position.sequence, self.meta.saved.record.epoch);
+        let (start, tries, frozen, parts_left, failed) = (offset, 0, true, 1, false);
+        let read = Read { request, start, end, destination, tries, view, epoch, frozen, parts_left, failed };
+        let slot = self.reads.add(read);
+        self.push(Command::ReadDisk { token: Io::Read.token(u64::from(slot)), offset, span: destination });
     }
 
     /// Copies what unapplied entries cover of `offset..end`, and collects the gaps.
@@ -142,7 +162,13 @@ impl Machine {
         }
         let read = self.reads.slots[slot].take().expect("a read under way");
         self.reads.free.push(u32::try_from(slot).expect("a slot"));
-        let answer = if !self.role.is_serving() || read.epoch != self.meta.saved.record.epoch {
+        if read.frozen {
+            // It is of the past by its nature: no lease is needed for it, and no peer has it.
+            let result = if read.failed { Err(RequestError::Device) } else { Ok(()) };
+            return self.push(Command::Complete { request: read.request, result });
+        }
+        let is_past = !self.role.is_serving() || read.epoch != self.meta.saved.record.epoch;
+        let answer = if is_past {
             Err(RequestError::NotServing)
         } else if read.failed {
             return self.wound(read.request, read.start, read.destination, read.tries);

@@ -42,6 +42,10 @@ impl Machine {
             superblock_repairs: meta.current.repairs,
             verify: self.verify_status(),
             found_blocks: self.found_blocks(),
+            branching: self.branching(),
+            branch_failure: self.branch_failure(),
+            discards_of: self.discards_of,
+            freeze: self.freeze_status(),
             peers: (0..self.peers.len()).map(|index| self.peer_status(index)).collect(),
             counters: self.counters,
         }
@@ -69,6 +73,7 @@ impl Machine {
             ack: peer.ack(),
             resync: self.progress(index),
             dirty_blocks: peer.tracker.map().dirty_blocks(),
+            fork: peer.fork.as_ref().map(|fork| fork.status),
         }
     }
 

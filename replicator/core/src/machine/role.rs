@@ -197,6 +197,7 @@ impl Machine {
         let buffer = self.pool.take(FRAME_HEADER_BYTES)?;
         let first = self.log.last().next();
         let chain_before = self.log.head.chain;
+        self.meta.current.reign_ms = self.wall_ms();
         self.persist.history.push(Reign { epoch: record.epoch, reign: record.reign, first, chain_before });
         let (kind, fua, payload_crc) = (EntryKind::EpochStart, true, 0);
         let entry = Entry { kind, fua, payload_crc, offset: 0, length: 0, payload_at: 0 };
@@ -322,7 +323,9 @@ impl Machine {
             return;
         }
         let still = !self.log.has_unwritten() && !self.log.has_undurable() && self.apply.is_idle();
-        let applied = self.log.applied.position.sequence >= self.stable.min(self.log.last());
+        let bound = self.stable.min(self.log.last());
+        let limit = Some(self.meta.current.apply_limit).filter(|limit| *limit > Sequence(0));
+        let applied = self.log.applied.position.sequence >= limit.map_or(bound, |limit| limit.min(bound));
         let at_rest = still && applied && self.is_checkpointed() && self.meta.is_idle();
         if at_rest || late || self.is_failed() || self.apply.waits_for_space() {
             self.meta.current.clean = at_rest;

@@ -164,7 +164,25 @@ impl Machine {
             peer.tracker.begin_stream(durable);
             return;
         };
-        peer.tracker.begin_resync(source.copy, durable, source.is_covered);
+        let copy = source.copy;
+        peer.tracker.begin_resync(copy, durable, source.is_covered);
+        let link = peer.link.as_mut().expect("it has a resync");
+        let diverges = link.hello.as_ref().is_some_and(|hello| hello.diverges);
+        let diverged = link.diverged.take();
+        match diverged.as_ref().map(|told| told.whole()) {
+            Some(Some(map)) => peer.tracker.add_diverged(map),
+            // It could not tell: then all of it may differ.
+            Some(None) => {
+                peer.tracker.begin_resync(copy, durable, false);
+                link.resync.as_mut().expect("looked at above").compares = true;
+            }
+            None if diverges => {
+                let reason = "it did not say which of its blocks differ";
+                return self.close(Place::Peer(index), reason, true);
+            }
+            None => {}
+        }
+        let source = link.resync.as_mut().expect("looked at above");
         source.began = (now, peer.tracker.map().dirty_blocks());
     }
 

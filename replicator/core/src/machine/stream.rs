@@ -73,6 +73,9 @@ impl Machine {
             link.become_state(LinkState::Streaming);
             link.progress_at = now;
             self.begin_tracking(index, ack.durable);
+            if self.link_mut(Place::Peer(index)).state == LinkState::Closing {
+                return;
+            }
             // The record may have changed since the stream was announced, when only streaming peers were told.
             let record = self.meta.saved.record;
             self.send(Place::Peer(index), Message::Record(record), false);
@@ -121,6 +124,7 @@ impl Machine {
                     self.begin_following(index);
                 }
                 Some(LinkState::Following) => self.send_ack_if_due(index),
+                Some(LinkState::Idle) => self.lend(index, arena),
                 _ => {}
             }
         }

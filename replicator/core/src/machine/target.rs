@@ -126,6 +126,7 @@ impl Machine {
         self.checkpoint = Checkpoint::new(self.log.head);
         (self.stable, self.committed, self.recovered_end) = (sequence, sequence, sequence);
         (self.overlay_through, self.damaged) = (sequence, Sequence(0));
+        self.apply.restart(sequence);
         let current = &mut self.meta.current;
         // Whatever the ring still holds is no part of the log.
         current.cut = Cut { count: current.cut.count + 1, first: Sequence(0) };
@@ -380,6 +381,8 @@ impl Machine {
         if begins_to_save {
             let current = &mut self.meta.current;
             (current.disk_state, current.suspect, current.data_base) = (DiskState::UpToDate, false, None);
+            current.diverges = false;
+            self.diverged = None;
             let saved = self.meta.change();
             self.intake.as_mut().expect("looked at").saved = Some(saved);
         }

@@ -58,6 +58,8 @@ pub enum MessageKind {
     Fetch = 43,
     /// Replica to primary: this.
     Fetched = 44,
+    /// Both ways: blocks that changed here since the common point of two logs that parted.
+    Changed = 50,
 }
 
 impl MessageKind {
@@ -84,6 +86,7 @@ impl MessageKind {
             42 => Self::Mend,
             43 => Self::Fetch,
             44 => Self::Fetched,
+            50 => Self::Changed,
             _ => return None,
         })
     }

@@ -3,6 +3,7 @@
 
 use alloc::boxed::Box;
 use alloc::string::String;
+use alloc::vec::Vec;
 
 use thiserror::Error;
 
@@ -59,6 +60,39 @@ pub struct Hello {
     pub discards: u64,
     /// The reigns of its log.
     pub history: History,
+    /// An operator gave up what it holds beyond the common point.
+    pub yields: bool,
+    /// Its blocks differ from what it is complete for, in those that it will name as [`Changed`].
+    pub diverges: bool,
+    /// Whose data an operator gave up here: that node is asked to yield.
+    pub discards_of: Option<NodeId>,
+    /// What happened at the end of its log.
+    pub end: LogEnd,
+}
+
+/// When a log grew last, and what its owner's peers may lack of its blocks: for people only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogEnd {
+    /// When its last entry was sequenced, in milliseconds since 1970; 0 if not known.
+    pub head_ms: u64,
+    /// When its newest reign began, likewise.
+    pub reign_ms: u64,
+    /// Blocks that its peers may lack, those of the peer that may lack the most.
+    pub changed_blocks: u64,
+}
+
+/// Words that one [`Changed`] may have.
+pub const CHANGED_WORDS_MAX: usize = 500;
+
+/// Blocks that changed since the common point, or a part of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// What changed cannot be told: it may be everything.
+    pub everything: bool,
+    /// Nothing follows.
+    pub is_last: bool,
+    /// Words of the dirty map, and their blocks, a bit each.
+    pub words: Vec<(u64, u64)>,
 }
 
 impl Hello {
@@ -210,6 +244,8 @@ pub enum Message {
     Fetch(Fetch),
     /// See [`Fetched`].
     Fetched(Fetched),
+    /// See [`Changed`].
+    Changed(Changed),
 }
 
 /// Why bytes are not the body they should be.
@@ -262,6 +298,7 @@ impl Message {
             Self::Mend(_) => MessageKind::Mend,
             Self::Fetch(_) => MessageKind::Fetch,
             Self::Fetched(_) => MessageKind::Fetched,
+            Self::Changed(_) => MessageKind::Changed,
         }
     }
 
@@ -301,6 +338,7 @@ impl Message {
             Self::Mend(mend) => mend.encode(&mut writer),
             Self::Fetch(fetch) => fetch.encode(&mut writer),
             Self::Fetched(fetched) => fetched.encode(&mut writer),
+            Self::Changed(changed) => changed.encode(&mut writer),
             Self::Mark | Self::Ping | Self::Finish => {}
         }
         writer.written()
@@ -329,6 +367,7 @@ impl Message {
             MessageKind::Mend => Self::Mend(Mend::decode(&mut reader)?),
             MessageKind::Fetch => Self::Fetch(Fetch::decode(&mut reader)?),
             MessageKind::Fetched => Self::Fetched(Fetched::decode(&mut reader)?),
+            MessageKind::Changed => Self::Changed(Changed::decode(&mut reader)?),
             MessageKind::Frame | MessageKind::Blocks => return Err(MessageError::Frame),
             MessageKind::Mark => Self::Mark,
             MessageKind::Ack => Self::Ack(Ack {
@@ -392,6 +431,9 @@ impl Hello {
         writer.u64(self.tail.0).u64(self.stable.0).u64(self.durable.0).u64(self.applied.0);
         writer.u32(u32::try_from(self.history.reigns().len()).expect("bounded"));
         encode_history(&self.history, writer);
+        let discards_of = self.discards_of.map_or(u8::MAX, |node| node.0);
+        writer.u8(u8::from(self.yields)).u8(u8::from(self.diverges)).u8(discards_of).zeros(5);
+        writer.u64(self.end.head_ms).u64(self.end.reign_ms).u64(self.end.changed_blocks);
     }
 
     fn decode(reader: &mut Reader<'_>) -> Result<Self, MessageError> {
@@ -410,6 +452,11 @@ impl Hello {
         let (durable, applied) = (Sequence(reader.u64()?), Sequence(reader.u64()?));
         let count = reader.u32()?;
         let history = decode_history(reader, count)?.ok_or(MessageError::Bounds("history"))?;
+        let (yields, diverges, discards_of) = (reader.u8()? != 0, reader.u8()? != 0, reader.u8()?);
+        let discards_of = (discards_of < 32).then_some(NodeId(discards_of));
+        reader.skip(5)?;
+        let (head_ms, reign_ms, changed_blocks) = (reader.u64()?, reader.u64()?, reader.u64()?);
+        let end = LogEnd { head_ms, reign_ms, changed_blocks };
         let last = head.position.sequence;
         if node.0 >= 32 || last.0 > u64::MAX / 2 {
             return Err(MessageError::Bounds("node or position"));
@@ -436,7 +483,35 @@ impl Hello {
             data_base,
             discards,
             history,
+            yields,
+            diverges,
+            discards_of,
+            end,
         })
+    }
+}
+
+impl Changed {
+    fn encode(&self, writer: &mut Writer<'_>) {
+        writer.u8(u8::from(self.everything)).u8(u8::from(self.is_last)).zeros(2);
+        writer.u32(u32::try_from(self.words.len()).expect("bounded"));
+        for (word, bits) in &self.words {
+            writer.u64(*word).u64(*bits);
+        }
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, MessageError> {
+        let (everything, is_last) = (reader.u8()? != 0, reader.u8()? != 0);
+        reader.skip(2)?;
+        let count = reader.u32()? as usize;
+        if count > CHANGED_WORDS_MAX {
+            return Err(MessageError::Bounds("number of words"));
+        }
+        let mut words = Vec::with_capacity(count);
+        for _ in 0..count {
+            words.push((reader.u64()?, reader.u64()?));
+        }
+        Ok(Self { everything, is_last, words })
     }
 }
 

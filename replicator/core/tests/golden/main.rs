@@ -16,7 +16,9 @@ use replicator_core::units::{
 use replicator_core::wire::auth::{Challenge, End, transcript};
 use replicator_core::wire::blocks::BlocksHeader;
 use replicator_core::wire::envelope::{Envelope, MessageKind};
-use replicator_core::wire::message::{Ack, Hashes, Hello, Message, Resync, Seal, Sealed, Start};
+use replicator_core::wire::message::{
+    Ack, Changed, Hashes, Hello, LogEnd, Message, Resync, Seal, Sealed, Start,
+};
 use replicator_core::wire::visit::{Check, Checked, Fetch, Fetched, Mend};
 
 const VOLUME: VolumeId = VolumeId(0x0f0e_0d0c_0b0a_0908_0706_0504_0302_0100);
@@ -88,6 +90,7 @@ fn header(total_bytes: u32, chain_after: Chain) -> FrameHeader {
         chain_after,
         committed: Sequence(0x0123_4567_89a0),
         stable: Sequence(0x0123_4567_8990),
+        closed_ms: 0x0190_0102_0304,
     }
 }
 
@@ -179,6 +182,12 @@ fn a_superblock() {
         apply_limit: Sequence(0x0123_4567_8fff),
         export_generation: 12,
         repairs: 2,
+        yields: true,
+        diverges: true,
+        head_ms: 0x0190_0102_0304,
+        reign_ms: 0x0190_0102_0203,
+        frozen_ms: 0x0190_0102_0102,
+        branch: Base { position: position(5, 0x0123_4567_7fff), chain: CHAIN },
         history: history(),
     };
     let stored = golden("superblock", &superblock.encode());
@@ -265,7 +274,13 @@ fn every_message() {
         data_base: Some(Sequence(0x0123_4567_8000)),
         discards: 4,
         history: history(),
+        yields: true,
+        diverges: true,
+        discards_of: Some(NodeId(3)),
+        end: LogEnd { head_ms: 0x0190_0102_0304, reign_ms: 0x0190_0102_0203, changed_blocks: 77 },
     };
+    let changed =
+        Changed { everything: true, is_last: true, words: vec![(3, 0x8000_0000_0000_0001), (9, 6)] };
     let sealed = Sealed {
         attempt: 0x0801,
         granted: true,
@@ -310,6 +325,7 @@ fn every_message() {
         ("fetch", Message::Fetch(Fetch { number: 8, point: check.point, block: 0x0102_0305 })),
         ("fetched", Message::Fetched(Fetched { number: 8, bytes: Some(block) })),
         ("fetched-not", Message::Fetched(Fetched { number: 8, bytes: None })),
+        ("changed", Message::Changed(changed)),
     ];
     for (name, message) in messages {
         let mut bytes = [0; MESSAGE_BODY_BYTES_MAX];

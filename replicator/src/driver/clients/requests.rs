@@ -11,7 +11,7 @@ use replicator_core::units::{PAGE_BYTES, RequestId};
 use super::{Clients, Flow, allocation};
 use crate::driver::context::Context;
 use crate::driver::slab::Key;
-use crate::frontend::{Life, Need, Operation, Read, Stage};
+use crate::frontend::{Choice, Life, Need, Operation, Read, Stage};
 
 impl Clients {
     /// Carries out a request that the session has judged.
@@ -24,6 +24,7 @@ impl Clients {
         match request.command {
             Command::Write { fua } => return self.begin_write(key, &request, fua),
             Command::Read { .. } => return self.begin_read(cx, key, request),
+            Command::Flush if self.is_frozen(key) => self.reply_ok(cx, key, request.tag()),
             Command::Flush => {
                 let operation = self.begin(key, &request);
                 let request = self.piece(operation);
@@ -54,6 +55,11 @@ impl Clients {
         })
     }
 
+    /// Whether the client reads what the volume held at one position.
+    fn is_frozen(&self, key: Key) -> bool {
+        self.clients.get(key).is_some_and(|client| client.choice == Choice::Frozen)
+    }
+
     fn begin_zero(&mut self, cx: &mut Context, key: Key, request: &Request, kind: ZeroKind, fua: bool) {
         let operation = self.begin(key, request);
         let (offset, length) = (request.offset, request.length_bytes);
@@ -76,8 +82,13 @@ impl Clients {
         let ids: Vec<RequestId> = (1..pieces).map(|_| self.piece(operation)).collect();
         let last = self.piece(operation);
         let mut offset = request.offset;
+        let is_frozen = self.is_frozen(key);
         for ((destination, _), request) in read.pieces().zip(ids.into_iter().chain([last])) {
-            cx.give(Event::Read { request, offset, destination });
+            cx.give(if is_frozen {
+                Event::ReadFrozen { request, offset, destination }
+            } else {
+                Event::Read { request, offset, destination }
+            });
             offset += destination.len as u64;
         }
         self.operations.get_mut(operation).expect("completions come as commands, later").read = Some(read);
@@ -173,7 +184,8 @@ impl Clients {
         // Holes of the disk are holes of the volume only while nothing waits to be applied. To know nothing and
         // say "data" is always right.
         let status = cx.machine.status();
-        if status.applied == status.head.sequence && status.applied == status.journaled {
+        let is_all_applied = status.applied == status.head.sequence && status.applied == status.journaled;
+        if is_all_applied || self.is_frozen(key) {
             let file = cx.ring.file(self.disk.file);
             allocation::extents(
                 file,

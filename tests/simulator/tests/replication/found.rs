@@ -212,6 +212,7 @@ fn catches_up_past_old_frames_at_the_end_of_the_ring(ahead: u64) {
             chain_after: Chain(9),
             committed: before.committed,
             stable: before.stable,
+            closed_ms: 0,
         };
         let (kind, fua) = (EntryKind::Zeroes, false);
         let entry = Entry { kind, fua, payload_crc: 0, offset: 0, length: 512, payload_at: 0 };

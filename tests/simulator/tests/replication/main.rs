@@ -1,6 +1,7 @@
 //! Directed scenarios in the simulated world: each a sentence that must hold. What only chance finds, the simulator
 //! looks for; what it found in the code becomes a scenario in `found`.
 
+mod fork;
 mod found;
 mod managed;
 mod more;

@@ -376,6 +376,7 @@ fn takes_frame(seed: u64, session: u64, epoch: u64, reign_flip: u128) -> bool {
         chain_after: before.chain,
         committed: before.committed,
         stable: before.stable,
+        closed_ms: 0,
     };
     let (kind, fua) = (EntryKind::Zeroes, false);
     let entry = Entry { kind, fua, payload_crc: 0, offset: 0, length: 512, payload_at: 0 };
