@@ -3,14 +3,17 @@
 use std::collections::BTreeMap;
 
 use orchestrator_core::decide::{self, Local, StepKind};
+use orchestrator_core::fence::{Mode, Rules};
 use orchestrator_core::health::Detector;
 use orchestrator_core::lease::Terms;
 use orchestrator_core::policy::{Detection, Node, Policy, Volume};
+use orchestrator_core::proof::Proof;
 use orchestrator_core::record::{ChangeKind, Refused};
 use orchestrator_core::state::Command;
-use orchestrator_core::units::{Epoch, NodeId, NodeSet};
-use orchestrator_core::view::{Health, NodeView, Report, Role, View};
+use orchestrator_core::units::{BootId, Epoch, NodeId, NodeSet};
+use orchestrator_core::view::{self, Health, NodeView, Report, Role, View};
 
+use crate::fencing::Fencing;
 use crate::machine::{Leading, Machine, Outstanding, Rep, Under, VOLUME, WRITES_MAX, Writes};
 use crate::raft::{Outcome, Raft};
 use crate::random::Random;
@@ -24,6 +27,8 @@ const LEASE_MS: u64 = 1000;
 const DRIFT_PPM: u64 = 20_000;
 /// A report older than this says nothing.
 const REPORT_AGE_MAX_MS: u64 = 2_000;
+/// Without faults, a machine that was switched off is switched on again at the next multiple of this.
+const REBOOT_MS: u64 = 3_000;
 /// Happenings kept for a failure.
 const STORY_MAX: usize = 60;
 
@@ -52,19 +57,24 @@ struct Answer {
 
 /// The world.
 pub(crate) struct World {
-    now: u64,
-    random: Random,
+    pub(crate) now: u64,
+    pub(crate) random: Random,
     policy: Policy,
-    raft: Raft,
-    machines: Vec<Machine>,
+    pub(crate) raft: Raft,
+    pub(crate) machines: Vec<Machine>,
     /// Broken links between orchestrators, and between replicas.
     talk_cut: Vec<Vec<bool>>,
     data_cut: Vec<Vec<bool>>,
     letters: Vec<Letter>,
     answers: Vec<Answer>,
+    pub(crate) fencings: Vec<Fencing>,
+    /// What was asked of a device that did not answer, and comes to be nevertheless.
+    pub(crate) late: Vec<(u64, usize)>,
     acknowledged: Writes,
     next_write: usize,
     takeovers: u32,
+    /// Those for which a machine was switched off.
+    powered: u32,
     story: Vec<String>,
 }
 
@@ -78,12 +88,14 @@ impl World {
         // Two replicas and a witness, or three replicas.
         let replicas = if seed.is_multiple_of(3) { 3 } else { 2 };
         let ids = || (0..3u8).map(NodeId);
+        let mode = if seed.is_multiple_of(2) { Mode::WhenNeeded } else { Mode::Always };
         let members: NodeSet = ids().take(replicas).collect();
         let machine = |id: NodeId, random: &mut Random| Machine {
             id,
             offset: random.below(1_000_000),
             rate_ppm: 1_000_000 - DRIFT_PPM + random.below(2 * DRIFT_PPM + 1),
             up: true,
+            boot: 1,
             orchestrator_up: true,
             process: 1,
             applied: 0,
@@ -121,6 +133,7 @@ impl World {
             detection: Detection::default(),
             unproven_grace_ms: 5_000,
             member_patience_ms: 1_000,
+            fence: Rules { mode, fenceable: ids().collect(), ..Rules::default() },
         };
         let uncut = || vec![vec![false; 3]; 3];
         let (talk_cut, data_cut) = (uncut(), uncut());
@@ -134,9 +147,12 @@ impl World {
             data_cut,
             letters: Vec::new(),
             answers: Vec::new(),
+            fencings: Vec::new(),
+            late: Vec::new(),
             acknowledged: Writes::new(),
             next_write: 0,
             takeovers: 0,
+            powered: 0,
             story: Vec::new(),
         }
     }
@@ -147,6 +163,10 @@ impl World {
 
     pub(crate) fn takeovers(&self) -> u32 {
         self.takeovers
+    }
+
+    pub(crate) fn powered(&self) -> u32 {
+        self.powered
     }
 
     /// What happened last, and how things stand.
@@ -173,7 +193,7 @@ impl World {
         lines.join("\n")
     }
 
-    fn tell(&mut self, text: &str) {
+    pub(crate) fn tell(&mut self, text: &str) {
         if self.story.last().is_some_and(|last| last.ends_with(text)) {
             return;
         }
@@ -193,9 +213,10 @@ impl World {
         self.tell("all is repaired");
     }
 
-    fn start(&mut self, index: usize) {
+    pub(crate) fn start(&mut self, index: usize) {
         let now = self.now;
         let machine = &mut self.machines[index];
+        machine.boot += u128::from(!machine.up);
         machine.up = true;
         if !machine.orchestrator_up {
             machine.start_orchestrator(now);
@@ -211,6 +232,8 @@ impl World {
             self.now += STEP_MS;
             if faulty {
                 self.break_something();
+            } else if self.now.is_multiple_of(REBOOT_MS) {
+                (0..self.machines.len()).for_each(|index| self.start(index));
             }
             let majorities = self.majorities();
             self.raft.turn(self.now, &majorities, &mut self.random, faulty);
@@ -224,12 +247,13 @@ impl World {
                     self.turn(index, faulty, &majorities);
                 }
             }
+            self.switch_off(faulty, &majorities);
             self.replicate();
             self.serve();
         }
     }
 
-    fn talks(&self, a: usize, b: usize) -> bool {
+    pub(crate) fn talks(&self, a: usize, b: usize) -> bool {
         let runs = |index: usize| self.machines[index].up && self.machines[index].orchestrator_up;
         runs(a) && runs(b) && (a == b || !self.talk_cut[a][b])
     }
@@ -251,12 +275,7 @@ impl World {
         match self.random.below(12) {
             0 => {
                 self.tell(&format!("machine {index} dies"));
-                let machine = &mut self.machines[index];
-                machine.up = false;
-                machine.stop_orchestrator();
-                machine.stop_replica();
-                // A boot ends all leases.
-                machine.leases.clear();
+                self.machines[index].die();
             }
             1 => {
                 self.tell(&format!("replicator {index} dies"));
@@ -348,7 +367,11 @@ impl World {
         let me = machine.id;
         let health: Vec<(NodeId, Health)> =
             machine.detectors.iter_mut().map(|(id, detector)| (*id, detector.advance(now))).collect();
-        let leading = machine.leading.as_ref()?;
+        let applied = machine.applied;
+        let leading = machine.leading.as_mut()?;
+        let state = self.raft.state(applied);
+        leading.note_evidence(state);
+        let leading = &*leading;
         let nodes = health.into_iter().chain([(me, Health::Alive)]).map(|(id, health)| {
             let reported =
                 leading.reports.get(&id).filter(|(at, ..)| now.0.saturating_sub(*at) < REPORT_AGE_MAX_MS);
@@ -359,6 +382,7 @@ impl World {
             leader_since: leading.since,
             nodes: nodes.collect(),
             grants: leading.grants.clone(),
+            awaited: leading.awaited.since(),
             entropy,
         })
     }
@@ -437,6 +461,7 @@ impl World {
             return;
         }
         self.own_steps(index, faulty);
+        self.take_orders(index);
         self.report(index, faulty);
         self.decide(index, faulty, majorities);
     }
@@ -500,7 +525,13 @@ impl World {
             record.is_some_and(|record| decide::wants_lease(record, machine.id, replicas.get(&VOLUME)));
         let is_due = machine.leases.get(&VOLUME).is_none_or(|until| until.since_ms(now) <= LEASE_MS * 3 / 4);
         let asks = is_wanted && is_due;
-        let report = Report { replicas, leases: machine.held(now, asks), requests: machine.requests.clone() };
+        let fences = (0..3).map(NodeId).filter(|node| *node != machine.id).collect();
+        let report = Report {
+            replicas,
+            leases: machine.held(now, asks),
+            requests: machine.requests.clone(),
+            machine: view::Machine { boot: BootId(machine.boot), watchdog_ms: None, fences },
+        };
         machine.sequence += 1;
         let (sequence, process) = (machine.sequence, machine.process);
         machine.outstanding = Some(Outstanding { sequence, sent: now, gives_up_at: self.now + CALL_MS });
@@ -520,7 +551,11 @@ impl World {
     fn decide(&mut self, index: usize, faulty: bool, majorities: &[usize]) {
         let state = self.raft.state(self.machines[index].applied).clone();
         let Some(view) = self.view(index) else { return };
-        for proposal in decide::cluster(&state, &self.policy, &view).proposals {
+        let decision = decide::cluster(&state, &self.policy, &view);
+        if let Some(leading) = &mut self.machines[index].leading {
+            leading.awaited.note(&decision.needs, &state.power, view.now);
+        }
+        for proposal in decision.proposals {
             let is_takeover =
                 |kind: &ChangeKind| matches!(kind, ChangeKind::Takeover(_) | ChangeKind::Release);
             let expected = match &proposal.command {
@@ -528,6 +563,9 @@ impl World {
                 _ => None,
             };
             let changes_primary = expected.is_some();
+            let is_powered = matches!(&proposal.command, Command::Change { change, .. }
+                if matches!(&change.kind, ChangeKind::Takeover(takeover)
+                    if matches!(takeover.proof, Proof::PowerOff { .. })));
             if let Some(leading) = self.machines[index].leading.as_mut().filter(|_| changes_primary) {
                 leading.closing = expected;
             }
@@ -540,6 +578,7 @@ impl World {
                     self.machines[index].applied = self.raft.committed();
                     if result.is_ok() {
                         self.takeovers += u32::from(changes_primary);
+                        self.powered += u32::from(is_powered);
                         self.tell(&format!("{index} decides: {}", proposal.reason));
                     } else if !matches!(result, Err(Refused::Stale(_))) {
                         self.tell(&format!("{index} is refused: {} {result:?}", proposal.reason));
