@@ -1,6 +1,8 @@
 //! `holdfast inspect`: a replica at rest, for people and as JSON.
 
 use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -51,14 +53,17 @@ impl Subject {
 pub(crate) fn run(arguments: &InspectArgs) -> Result<()> {
     let subject = Subject::find(arguments)?;
     let inspection = inspect(&subject.journal, arguments.frames)?;
-    let disk = subject.disk.as_deref().map(|disk| disk_verdict(disk, &inspection)).transpose()?;
+    let disk = subject.disk.as_deref().map(|disk| Disk::judge(disk, &inspection)).transpose()?;
+    let verdict = disk.as_ref().map(|disk| disk.verdict.as_str());
+    let mut damage = inspection.damage();
+    damage
+        .extend(disk.as_ref().filter(|disk| !disk.is_sound).map(|disk| format!("the disk {}", disk.verdict)));
     if arguments.json {
-        let value = to_json(&subject, &inspection, disk.as_deref(), arguments.entries);
+        let value = to_json(&subject, &inspection, verdict, &damage, arguments.entries);
         output::print_json(&value, true)?;
     } else {
-        output::print(&to_text(&subject, &inspection, disk.as_deref(), arguments.entries))?;
+        output::print(&to_text(&subject, &inspection, verdict, arguments.entries))?;
     }
-    let damage = inspection.damage();
     if damage.is_empty() {
         return Ok(());
     }
@@ -80,21 +85,40 @@ impl std::fmt::Display for Damaged {
     }
 }
 
-/// Whether the disk is the one the journal was written for.
-fn disk_verdict(disk: &Path, inspection: &Inspection) -> Result<String> {
-    let metadata =
-        std::fs::metadata(disk).with_context(|| format!("cannot look at the disk {}", disk.display()))?;
-    let Some(superblock) = inspection.superblock() else {
-        return Ok("cannot be told without a superblock".into());
-    };
-    let fingerprint = if metadata.is_file() { metadata.ino() } else { 0 };
-    if fingerprint == superblock.disk_fingerprint {
-        return Ok("is the one this journal belongs to".into());
+/// A backing disk beside the journal that says what it should be.
+struct Disk {
+    /// A sentence without its subject.
+    verdict: String,
+    /// Whether a start would take it.
+    is_sound: bool,
+}
+
+impl Disk {
+    fn judge(path: &Path, inspection: &Inspection) -> Result<Self> {
+        let cannot = || format!("cannot look at the disk {}", path.display());
+        let metadata = std::fs::metadata(path).with_context(cannot)?;
+        let Some(superblock) = inspection.superblock() else {
+            let verdict = "cannot be told without a superblock".to_owned();
+            return Ok(Self { verdict, is_sound: true });
+        };
+        let fingerprint = if metadata.is_file() { metadata.ino() } else { 0 };
+        let bytes = File::open(path).and_then(|mut disk| disk.seek(SeekFrom::End(0))).with_context(cannot)?;
+        let (of_journal, wanted) = (superblock.disk_fingerprint, superblock.volume_bytes);
+        let problem = if fingerprint != of_journal {
+            Some(format!(
+                "is NOT the one this journal belongs to (inode {fingerprint}, the journal says {of_journal})"
+            ))
+        } else if bytes < wanted {
+            Some(format!("is too short: {bytes} bytes, the volume has {wanted}"))
+        } else {
+            None
+        };
+        let is_sound = problem.is_none();
+        Ok(Self {
+            verdict: problem.unwrap_or_else(|| "is the one this journal belongs to".to_owned()),
+            is_sound,
+        })
     }
-    Ok(format!(
-        "is NOT the one this journal belongs to (inode {fingerprint}, the journal says {})",
-        superblock.disk_fingerprint
-    ))
 }
 
 fn to_text(subject: &Subject, inspection: &Inspection, disk: Option<&str>, entries: bool) -> String {
@@ -229,7 +253,13 @@ fn frame_text(frame: &InspectedFrame, out: &mut String) {
     }
 }
 
-fn to_json(subject: &Subject, inspection: &Inspection, disk: Option<&str>, entries: bool) -> Value {
+fn to_json(
+    subject: &Subject,
+    inspection: &Inspection,
+    disk: Option<&str>,
+    damage: &[String],
+    entries: bool,
+) -> Value {
     let copy = |copy: &Result<Superblock, _>| match copy {
         Ok(superblock) => superblock_json(subject, superblock),
         Err(error) => json!({ "error": format!("{error}") }),
@@ -254,7 +284,7 @@ fn to_json(subject: &Subject, inspection: &Inspection, disk: Option<&str>, entri
         "frames": inspection.frames.len(),
         "entries": count,
         "end": end(&inspection.end),
-        "damage": inspection.damage(),
+        "damage": damage,
     });
     if entries {
         value["log"] = inspection.frames.iter().map(frame_json).collect();

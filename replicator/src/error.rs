@@ -202,7 +202,10 @@ pub enum StartError {
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// There is no replica in the journal.
-    #[error("{path} holds no replica ({error}); make one with `holdfast create`")]
+    #[error(
+        "{path} holds no replica ({error}). A new one is made with `holdfast create`; if there was one here, its journal \
+         was overwritten: put the journal back, or, while another node has the data, make it anew and it is brought level"
+    )]
     NoReplica {
         /// The journal.
         path: PathBuf,

@@ -145,6 +145,10 @@ pub fn inspect(path: &Path, frames_max: usize) -> Result<Inspection, InspectErro
     };
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| failed("open it", error))?;
+    let kind = rustix::fs::fstat(&file).map_err(|error| failed("look at it", error))?.st_mode;
+    if rustix::fs::FileType::from_raw_mode(kind) == rustix::fs::FileType::Directory {
+        return Err(failed("read it as a journal", rustix::io::Errno::ISDIR));
+    }
     let journal_bytes =
         rustix::fs::seek(&file, SeekFrom::End(0)).map_err(|error| failed("measure it", error))?;
     let in_use = rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).is_err();

@@ -167,6 +167,13 @@ fn inspection_says_what_is_damaged_and_its_exit_code_does_too() {
         Some(inspect(&sandbox, "b")).filter(|(_, said)| !said.contains("in use"))
     });
     assert_eq!(code, Some(0), "{said}");
+    let disk = std::fs::OpenOptions::new().write(true).open(&sandbox.nodes[1].disk).unwrap();
+    let disk_bytes = disk.metadata().unwrap().len();
+    disk.set_len(disk_bytes - 4096).unwrap();
+    let (code, said) = inspect(&sandbox, "b");
+    assert_eq!(code, Some(3), "{said}");
+    assert_says(&said, &["is too short"]);
+    disk.set_len(disk_bytes).unwrap();
     let journal = std::fs::OpenOptions::new().write(true).open(&sandbox.nodes[1].journal).unwrap();
     journal.write_all_at(b"damage", 100).unwrap();
     let (code, said) = inspect(&sandbox, "b");
@@ -177,6 +184,8 @@ fn inspection_says_what_is_damaged_and_its_exit_code_does_too() {
     let (code, said) = inspect(&sandbox, "b");
     assert_eq!(code, Some(3), "{said}");
     assert_says(&said, &["the journal is damaged at byte", "was durable here"]);
+    let output = run(&["inspect", "--journal", "/"]);
+    assert_says(&String::from_utf8_lossy(&output.stderr), &["Is a directory"]);
 }
 
 /// Both nodes were promoted while the other was down, and both took writes.
