@@ -77,7 +77,7 @@ impl Metadata {
     pub(super) fn misuses(&self, device: &FenceDevice) -> Vec<Misuse> {
         let mut misuses = self.powerless(&device.agent);
         let is_given = |name: &str| {
-            let is_password = matches!(name, "password" | "passwd") && device.password.is_some();
+            let is_password = matches!(name, "password" | "passwd") && device.has_password;
             is_password || device.options.contains_key(name)
         };
         for (name, parameter) in &self.parameters {

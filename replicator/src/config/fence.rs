@@ -40,8 +40,10 @@ pub struct FenceDevice {
     pub level: u8,
     /// What the agent is told.
     pub options: BTreeMap<String, String>,
-    /// What it is told and nobody else.
+    /// What it is told and nobody else; `None` also if it was not asked for.
     pub password: Option<Secret>,
+    /// Whether it is told a password.
+    pub has_password: bool,
     /// How long one call of the agent may take.
     pub timeout_ms: u64,
     /// How often it is tried again.
@@ -118,6 +120,7 @@ fn read_one(
             options.insert(key, at.value);
         }
     }
+    let has_password = file.is_some() || password.is_some();
     if let Some(file) = file.filter(|_| with_secret == WithSecret::Yes) {
         if password.is_some() {
             let message = "both `password-file` and a password in `options` are given";
@@ -133,6 +136,7 @@ fn read_one(
         level: u8::try_from(level).expect("in range"),
         options,
         password,
+        has_password,
         timeout_ms: timeout_ms.map_or(TIMEOUT_MS, |at| at.value),
         retries: u32::try_from(retries).expect("in range"),
         delay_ms,
