@@ -434,6 +434,9 @@ pub(crate) struct SandboxArgs {
     /// Serve NBD on a loopback TCP port too
     #[arg(long)]
     pub(crate) tcp: bool,
+    /// Have the nodes talk in TLS, though they are all on this machine
+    #[arg(long)]
+    pub(crate) tls: bool,
     /// Keep the files when it ends
     #[arg(long)]
     pub(crate) keep: bool,
@@ -507,7 +510,7 @@ mod tests {
             "holdfast inspect --journal j --disk d --entries --json",
             "holdfast config check f",
             "holdfast config new",
-            "holdfast sandbox --nodes 3 --protocol b --size 2G --journal-size 64MiB --on-peer-loss continue --tcp",
+            "holdfast sandbox --nodes 3 --protocol b --size 2G --journal-size 64MiB --on-peer-loss continue --tcp --tls",
             "holdfast demo --json --seconds 3",
             "holdfast orchestrator --config f --node a",
             "holdfast cluster status --json",

@@ -20,11 +20,11 @@ use orchestrator_core::health::Detector;
 use orchestrator_core::policy::Detection;
 use orchestrator_core::units::{Instant, NodeId};
 use orchestrator_core::view::Health;
+use replicator::identity::derive;
 use replicator::options::Secret;
 use ring::hmac;
 
 use crate::clock::now;
-use crate::transport::tls::derive;
 
 const MAGIC: u32 = 0x4248_4648;
 const VERSION: u8 = 1;

@@ -27,7 +27,6 @@ pub use link::{ControlLink, Link, LinkError};
 pub use mind::Event;
 pub use node::RunError;
 pub use options::{Options, OptionsError};
-pub use transport::tls::IdentityError;
 
 /// Runs one node's orchestrator until `stop` says so; `ready` is called when it takes part.
 ///

@@ -12,6 +12,7 @@ use orchestrator_core::record::{ChangeKind, Order, Refused};
 use orchestrator_core::state::Command;
 use orchestrator_core::units::{Instant, NodeId, VolumeId};
 use orchestrator_core::view::Report;
+use replicator::identity::{CertificateError, Identity};
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -26,7 +27,6 @@ use crate::options::Options;
 use crate::transport::message::{ReportAnswer, ReportRequest, Request, Response};
 use crate::transport::peer::{Address, Peer};
 use crate::transport::server::{Handler, serve};
-use crate::transport::tls::{Identity, IdentityError};
 use crate::watchdog::Watchdog;
 
 /// How often the replicator is asked what it does.
@@ -46,7 +46,7 @@ pub enum RunError {
     Consensus(#[from] StartError),
     /// It has no certificate.
     #[error(transparent)]
-    Identity(#[from] IdentityError),
+    Identity(#[from] CertificateError),
     /// An address cannot be used.
     #[error("cannot listen on {address} for the other orchestrators: {source}")]
     Listen {

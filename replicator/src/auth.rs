@@ -20,6 +20,11 @@ pub(crate) enum AuthError {
     /// It does not speak our protocol.
     #[error(transparent)]
     Challenge(#[from] ChallengeError),
+    /// It speaks TLS, or refuses in it.
+    #[error(
+        "it speaks TLS and this node does not; `tls` must be the same in the configurations of all nodes"
+    )]
+    Tls,
     /// It wants another volume.
     #[error("it is for another volume ({0:032x})")]
     Volume(u128),
@@ -91,6 +96,10 @@ impl Handshake {
 
     /// Takes in what came, from its beginning.
     pub(crate) fn advance(&mut self, input: &[u8]) -> Result<Progress, AuthError> {
+        // A handshake or an alert of TLS, before there is enough of it to be a challenge.
+        if matches!(input, [0x15 | 0x16, 3, ..]) && self.theirs.is_none() {
+            return Err(AuthError::Tls);
+        }
         match (self.end, self.theirs) {
             (End::Dialer, _) => {
                 let Some((challenge, proof)) = split(input) else { return Ok(Progress::Wait) };
@@ -209,6 +218,16 @@ mod tests {
             answer[CHALLENGE_BYTES + bit / 8] ^= 1 << (bit % 8);
             assert_eq!(dialing.advance(&answer).unwrap_err(), AuthError::Proof);
         }
+    }
+
+    #[test]
+    fn tls_is_recognised() {
+        let secret = Secret(b"secret".to_vec());
+        let alert = [0x15, 3, 3, 0, 2, 2, 40];
+        let (mut dialing, _) = Handshake::dial(&secret, VolumeId(1)).unwrap();
+        assert_eq!(dialing.advance(&alert).unwrap_err(), AuthError::Tls);
+        let mut listening = Handshake::listen(&secret, VolumeId(1)).unwrap();
+        assert_eq!(listening.advance(&[0x16, 3, 1]).unwrap_err(), AuthError::Tls);
     }
 
     #[test]

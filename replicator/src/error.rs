@@ -12,6 +12,8 @@ use replicator_core::disk::superblock::SuperblockError;
 use replicator_core::recovery::RecoverError;
 use thiserror::Error;
 
+use crate::identity::CertificateError;
+
 /// What a device is there for; only for messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
@@ -222,6 +224,9 @@ pub enum StartError {
         /// What is wrong.
         error: IdentityError,
     },
+    /// It cannot prove who it is.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
     /// Sizes do not go together.
     #[error(transparent)]
     Layout(#[from] LayoutError),

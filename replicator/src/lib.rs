@@ -16,11 +16,13 @@ mod device;
 mod driver;
 pub mod error;
 mod frontend;
+pub mod identity;
 pub mod inspect;
 mod link;
 mod names;
 pub mod options;
 mod ring;
+mod session;
 mod start;
 
 pub use create::{Created, create};

@@ -2,6 +2,7 @@
 //! about it is the business of `driver::links`.
 
 use std::io;
+use std::vec::Drain;
 
 use replicator_core::units::{Buffer, Instant, LinkId, NodeId, Token};
 use replicator_core::wire::envelope::Envelope;
@@ -9,8 +10,11 @@ use replicator_core::wire::envelope::Envelope;
 use crate::auth::Handshake;
 use crate::driver::Op;
 use crate::driver::inbox::Inbox;
+use crate::driver::inbox::sealed::SealedInbox;
 use crate::driver::outbox::Outbox;
+use crate::driver::outbox::sealed::Sealing;
 use crate::ring::{FileId, Ring};
+use crate::session::{Session, SessionError};
 
 /// Bytes of a link's receive buffer: many small frames, or the beginning of a large one.
 pub(crate) const INBOX_BYTES: usize = 256 << 10;
@@ -18,7 +22,7 @@ pub(crate) const INBOX_BYTES: usize = 256 << 10;
 const OUTBOX_BYTES: usize = 64 << 10;
 /// A peer that has not read so much of what is not frames is cut off.
 pub(crate) const BACKLOG_BYTES_MAX: usize = 4 << 20;
-/// Connecting, and proving the secret, may each take so long.
+/// Connecting, the handshake of TLS and proving the secret may each take so long.
 pub(crate) const HANDSHAKE_MS: u64 = 5_000;
 /// A link that is closed may take so long to get its last words out.
 pub(crate) const FAREWELL_MS: u64 = 1_000;
@@ -26,12 +30,14 @@ pub(crate) const FAREWELL_MS: u64 = 1_000;
 /// How far a link has come.
 ///
 /// ```text
-/// Connecting --> Proving --> Up --> Closing --no operation in flight--> (gone, LinkDown)
-///      +------------+-----------------^
+/// Connecting --> Securing --> Proving --> Up --> Closing --no operation in flight--> (gone, LinkDown)
+///      +------------+------------+-----------------^
 /// ```
 pub(crate) enum Phase {
     /// The socket is being connected.
     Connecting,
+    /// The ends prove to each other which nodes they are. Without TLS this does not happen.
+    Securing,
     /// The ends prove the secret to each other.
     Proving(Box<Handshake>),
     /// The machine knows it.
@@ -50,6 +56,26 @@ pub(crate) struct Incoming {
     pub(crate) is_direct: bool,
 }
 
+/// TLS on a connection.
+pub(crate) struct Secure {
+    pub(crate) session: Session,
+    came: SealedInbox,
+    sealing: Sealing,
+}
+
+impl Secure {
+    pub(crate) fn new(ring: &mut Ring<Op>, session: Session) -> io::Result<Self> {
+        let came = SealedInbox::new(ring)?;
+        match Sealing::new(ring) {
+            Ok(sealing) => Ok(Self { session, came, sealing }),
+            Err(error) => {
+                came.release(ring);
+                Err(error)
+            }
+        }
+    }
+}
+
 /// One connection to a peer.
 pub(crate) struct Link {
     /// The machine's name for it.
@@ -65,6 +91,8 @@ pub(crate) struct Link {
     pub(crate) up_since: Option<Instant>,
     pub(crate) inbox: Inbox,
     pub(crate) outbox: Outbox<Token>,
+    /// What everything goes through, if the cluster has it so.
+    pub(crate) secure: Option<Secure>,
     pub(crate) connecting: bool,
     pub(crate) incoming: Option<Incoming>,
     pub(crate) is_dirty: bool,
@@ -101,6 +129,7 @@ impl Link {
             up_since: None,
             inbox,
             outbox,
+            secure: None,
             connecting: false,
             incoming: None,
             is_dirty: false,
@@ -116,7 +145,7 @@ impl Link {
 
     /// Whether it has not proven the secret yet.
     pub(crate) fn is_unproven(&self) -> bool {
-        matches!(self.phase, Phase::Connecting | Phase::Proving(_))
+        matches!(self.phase, Phase::Connecting | Phase::Securing | Phase::Proving(_))
     }
 
     /// Whether it is shut down and only waits for the kernel.
@@ -126,6 +155,77 @@ impl Link {
 
     /// Whether the kernel has no operation of it any more.
     pub(crate) fn is_quiet(&self) -> bool {
-        !self.connecting && !self.inbox.is_receiving() && !self.outbox.is_sending()
+        !self.connecting && !self.is_receiving() && !self.outbox.is_sending()
+    }
+
+    /// Whether a receive is in flight.
+    pub(crate) fn is_receiving(&self) -> bool {
+        self.inbox.is_receiving() || self.secure.as_ref().is_some_and(|secure| secure.came.is_receiving())
+    }
+
+    /// Whether nothing waits to be sent, nor is being sent.
+    pub(crate) fn has_said_all(&self) -> bool {
+        self.outbox.is_empty() && !self.secure.as_ref().is_some_and(|secure| secure.session.has_to_say())
+    }
+
+    /// Receives more, unless that is under way.
+    pub(crate) fn receive(&mut self, ring: &mut Ring<Op>, tag: Op) {
+        match &mut self.secure {
+            Some(secure) => secure.came.receive(ring, tag, self.file),
+            None => self.inbox.receive(ring, tag, self.file),
+        }
+    }
+
+    /// A receive into the inbox is done. In TLS there may be something to say after it.
+    pub(crate) fn received(&mut self, ring: &mut Ring<Op>, count: usize) -> Result<(), SessionError> {
+        match &mut self.secure {
+            Some(secure) => {
+                secure.came.received(count);
+                secure.came.open(ring, &mut secure.session, &mut self.inbox)
+            }
+            None => {
+                self.inbox.received(count);
+                Ok(())
+            }
+        }
+    }
+
+    /// A receive has failed, or nothing more comes.
+    pub(crate) fn received_nothing(&mut self) {
+        match &mut self.secure {
+            Some(secure) => secure.came.received(0),
+            None => self.inbox.received(0),
+        }
+    }
+
+    /// Sends what waits, unless a send is in flight.
+    pub(crate) fn start(&mut self, ring: &mut Ring<Op>, tag: Op) {
+        match &mut self.secure {
+            Some(Secure { session, sealing, .. }) => {
+                self.outbox.start_sealed(ring, tag, self.file, session, sealing);
+            }
+            None => self.outbox.start(ring, tag, self.file),
+        }
+    }
+
+    /// A send is done with `count` bytes: sends the rest, or releases what may be.
+    pub(crate) fn sent(&mut self, ring: &mut Ring<Op>, tag: Op, count: usize) -> Drain<'_, Token> {
+        match &mut self.secure {
+            Some(Secure { session, sealing, .. }) => {
+                self.outbox.sent_sealed(ring, tag, self.file, count, session, sealing)
+            }
+            None => self.outbox.sent(ring, tag, self.file, count),
+        }
+    }
+
+    /// Gives its memory and its file back; nothing is in flight. What had not left is the machine's with its end.
+    pub(crate) fn release(self, ring: &mut Ring<Op>) {
+        drop(self.outbox.release(ring));
+        self.inbox.release(ring);
+        if let Some(secure) = self.secure {
+            secure.came.release(ring);
+            secure.sealing.release(ring);
+        }
+        ring.remove_file(self.file);
     }
 }

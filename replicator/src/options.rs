@@ -77,6 +77,8 @@ pub struct VolumeOptions {
     pub peers: Vec<PeerAddress>,
     /// What peers prove to each other.
     pub secret: Secret,
+    /// Whether everything between them is in TLS.
+    pub tls: bool,
     /// Unix socket for NBD clients.
     pub nbd_unix: Option<PathBuf>,
     /// TCP address for NBD clients.

@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use replicator::VolumeHandle;
-use replicator::options::VolumeOptions;
+use replicator::options::{Secret, VolumeOptions};
 use replicator_core::config::Protocol;
 use support::*;
 
@@ -213,4 +213,44 @@ fn silent_peers_cannot_take_all_the_places() {
     silent[0].set_read_timeout(Some(Duration::from_secs(3))).unwrap();
     assert_eq!((&silent[0]).read(&mut [0; 1]).unwrap(), 0);
     lone.still_serves();
+}
+
+#[test]
+fn who_speaks_no_tls_where_it_is_spoken_is_told_so_and_serves_nobody_ill() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let mut options = cluster(dir.path(), 2, Protocol::C);
+    options.iter_mut().for_each(|options| options.tls = true);
+    for options in &options {
+        replicator::create(options, false).unwrap();
+    }
+    let volumes: Vec<_> = options.iter().map(|options| replicator::open(options.clone()).unwrap()).collect();
+    let hello = [&b"HFhello1"[..], &[2, 0], &[0; 54]].concat();
+    for bytes in [hello, vec![0x16, 3, 1, 255, 255], vec![0x17, 3, 3, 0, 1, 0], pattern(5, 70_000)] {
+        let mut stream = TcpStream::connect(options[1].listen).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        // It may be closed before all of it is written.
+        let _ = stream.write_all(&bytes);
+        let _ = stream.shutdown(Shutdown::Write);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        assert!(answer.is_empty() || answer[0] == 0x15, "an alert, or nothing: {answer:?}");
+    }
+    wait_for(&volumes[0], "a connection", |status| status.core.peers[0].role.is_some());
+    volumes.iter().for_each(stop);
+}
+
+#[test]
+fn nobody_without_the_secret_gets_a_link_in_tls() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let mut options = cluster(dir.path(), 3, Protocol::C);
+    options.iter_mut().for_each(|options| options.tls = true);
+    options[2].secret = Secret(b"another secret".to_vec());
+    for options in &options {
+        replicator::create(options, false).unwrap();
+    }
+    let volumes: Vec<_> = options.iter().map(|options| replicator::open(options.clone()).unwrap()).collect();
+    wait_for(&volumes[0], "a connection to the other", |status| status.core.peers[0].role.is_some());
+    assert!(volumes[0].status().unwrap().core.peers[1].role.is_none());
+    assert!(volumes[2].status().unwrap().core.peers.iter().all(|peer| peer.role.is_none()));
+    volumes.iter().for_each(stop);
 }

@@ -9,9 +9,10 @@ use replicator_core::config::Protocol;
 use replicator_core::status::Role;
 use support::*;
 
-fn writes_reach_both_disks(dir: &Path) {
-    let options = cluster(dir, 2, Protocol::C);
-    for options in &options {
+fn writes_reach_both_disks(dir: &Path, tls: bool) {
+    let mut options = cluster(dir, 2, Protocol::C);
+    for options in &mut options {
+        options.tls = tls;
         replicator::create(options, false).unwrap();
     }
     let volumes: Vec<_> = options.iter().map(|options| replicator::open(options.clone()).unwrap()).collect();
@@ -73,13 +74,19 @@ fn writes_reach_both_disks(dir: &Path) {
 #[test]
 fn writes_reach_both_disks_through_the_ring() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    writes_reach_both_disks(dir.path());
+    writes_reach_both_disks(dir.path(), false);
+}
+
+#[test]
+fn writes_reach_both_disks_in_tls() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    writes_reach_both_disks(dir.path(), true);
 }
 
 #[test]
 fn writes_reach_both_disks_by_direct_calls_in_memory() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-    writes_reach_both_disks(dir.path());
+    writes_reach_both_disks(dir.path(), false);
 }
 
 #[test]

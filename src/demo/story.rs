@@ -46,6 +46,7 @@ pub(super) fn tell(arguments: &DemoArgs, stop: &StopFlag, narrator: &Narrator) -
         journal_bytes: JOURNAL_BYTES,
         on_peer_loss: "freeze",
         nbd_tcp: false,
+        tls: false,
     };
     let cluster = SandboxCluster::start(&plan, arguments.dir.as_deref(), arguments.keep, stop)?;
     let outcome = Outcome { protocol: plan.protocol, ..Outcome::default() };

@@ -58,6 +58,7 @@ pub(crate) fn run(arguments: &SandboxArgs) -> Result<()> {
         journal_bytes: arguments.journal_size,
         on_peer_loss: arguments.on_peer_loss.word(),
         nbd_tcp: arguments.tcp,
+        tls: arguments.tls,
     };
     let mut cluster = SandboxCluster::start(&plan, arguments.dir.as_deref(), arguments.keep, &stop)?;
     let result = serve(&mut cluster, arguments, &stop);

@@ -25,6 +25,8 @@ pub(crate) struct Plan {
     pub(crate) on_peer_loss: &'static str,
     /// Whether NBD is served on TCP too.
     pub(crate) nbd_tcp: bool,
+    /// Whether the nodes talk in TLS.
+    pub(crate) tls: bool,
 }
 
 impl Plan {
@@ -53,6 +55,9 @@ impl Plan {
             self.protocol,
             self.on_peer_loss
         );
+        if self.tls {
+            text.push_str("tls = \"on\"\n");
+        }
         // Several nodes share this machine, and it may not allow an ordinary user to lock much memory.
         text.push_str("lock-memory = false\n");
         for name in self.names() {
@@ -90,12 +95,14 @@ mod tests {
                 journal_bytes: 64 << 20,
                 on_peer_loss: "freeze",
                 nbd_tcp,
+                tls: nbd_tcp,
             };
             let text = plan.configuration().unwrap();
             let loaded = parse(Path::new("/tmp/x/holdfast.toml"), &text, WithSecret::No).unwrap();
             assert_eq!(loaded.cluster.nodes.len(), usize::from(nodes));
             assert_eq!(loaded.cluster.volumes[0].replicas.len(), usize::from(nodes));
             assert_eq!(loaded.cluster.volumes[0].replicas[0].nbd_listen.is_some(), nbd_tcp);
+            assert_eq!(loaded.cluster.volumes[0].speaks_tls(), nbd_tcp);
         }
     }
 }

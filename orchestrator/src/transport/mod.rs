@@ -4,4 +4,3 @@
 pub(crate) mod message;
 pub(crate) mod peer;
 pub(crate) mod server;
-pub(crate) mod tls;

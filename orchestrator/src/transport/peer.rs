@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use orchestrator_core::units::NodeId;
+use replicator::identity::{Identity, server_name};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::message::{Hello, Request, Response, read_frame, write_frame};
-use super::tls::{Identity, server_name};
 
 /// Whom to dial, and as whom.
 #[derive(Clone)]

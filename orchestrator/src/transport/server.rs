@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use orchestrator_core::units::NodeId;
+use replicator::identity::{Identity, server_name};
 use rustls::pki_types::ServerName;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -15,7 +16,6 @@ use tokio_rustls::server::TlsStream;
 use webpki::EndEntityCert;
 
 use super::message::{Hello, Request, Response, read_frame, write_frame};
-use super::tls::{Identity, server_name};
 
 /// Connections at one time; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 256;

@@ -127,6 +127,15 @@ pub enum OptionsError {
     NoSecret,
 }
 
+impl Volume {
+    /// Whether everything between its replicas is in TLS.
+    #[must_use]
+    pub fn speaks_tls(&self) -> bool {
+        let is_local = || self.replicas.iter().all(|replica| replica.listen.ip().is_loopback());
+        self.tuning.tls.unwrap_or_else(|| !is_local())
+    }
+}
+
 impl Cluster {
     /// The node called `name`.
     ///
@@ -191,6 +200,7 @@ impl Cluster {
             listen: replica.listen,
             peers: others().map(|peer| self.peer_address(peer)).collect(),
             secret,
+            tls: volume.speaks_tls(),
             nbd_unix: Some(replica.nbd_socket.clone()),
             nbd_tcp: replica.nbd_listen,
             nbd_connections_max: tuning.nbd_connections_max,

@@ -35,6 +35,8 @@ pub struct Tuning {
     pub busy_poll: Duration,
     /// NBD connections at one time.
     pub nbd_connections_max: u32,
+    /// Whether everything between its replicas is in TLS; `None` is yes, unless all of them listen on loopback addresses.
+    pub tls: Option<bool>,
     /// How long journaled entries may wait for a sync.
     pub sync_interval_ms: u64,
     /// How often an idle link is probed.
@@ -59,6 +61,7 @@ impl Default for Tuning {
             defer_taskrun: false,
             busy_poll: Duration::from_micros(100),
             nbd_connections_max: 16,
+            tls: None,
             sync_interval_ms: 10,
             ping_interval_ms: 500,
             peer_timeout_ms: 3000,
@@ -93,12 +96,16 @@ impl Tuning {
     fn read_behaviour(&mut self, section: &mut Section<'_>, problems: &mut Problems) {
         let losses = [("freeze", OnPeerLoss::Freeze), ("continue", OnPeerLoss::Continue)];
         let direct = [("auto", DirectIo::Auto), ("on", DirectIo::On), ("off", DirectIo::Off)];
+        let tls = [("auto", None), ("on", Some(true)), ("off", Some(false))];
         let rings = [("coop-taskrun", false), ("defer-taskrun", true)];
         if let Some(choice) = section.choice("on-peer-loss", &losses, problems) {
             self.on_peer_loss = choice.value;
         }
         if let Some(choice) = section.choice("direct-io", &direct, problems) {
             self.direct_io = choice.value;
+        }
+        if let Some(choice) = section.choice("tls", &tls, problems) {
+            self.tls = choice.value;
         }
         if let Some(choice) = section.choice("ring", &rings, problems) {
             self.defer_taskrun = choice.value;

@@ -8,6 +8,8 @@ use replicator_core::units::Span;
 use super::Op;
 use crate::ring::{FileId, MemoryId, Place, Ring};
 
+pub(crate) mod sealed;
+
 /// After something large, so much is received at once: enough for the next header, little of what follows it.
 const CAUTIOUS_BYTES: usize = 4096;
 
@@ -73,16 +75,20 @@ impl Inbox {
         if self.receiving {
             return;
         }
-        // Room is made only when it is short, so that small receives do not move the same bytes again and again.
-        if self.head > 0 && self.size - self.filled < self.size / 2 {
-            ring.memory_mut(self.memory).copy_within(self.head..self.filled, 0);
-            (self.head, self.filled) = (0, self.unread_bytes());
-        }
+        self.make_room(ring);
         let room = self.size - self.filled;
         assert!(room > 0, "whatever is parsed in one piece fits");
         let len = if self.cautious { room.min(CAUTIOUS_BYTES) } else { room };
         ring.receive(tag, file, Place::Local(self.memory, Span { start: self.filled, len }), false);
         self.receiving = true;
+    }
+
+    /// Room is made only when it is short, so that small receives do not move the same bytes again and again.
+    fn make_room(&mut self, ring: &mut Ring<Op>) {
+        if self.head > 0 && self.size - self.filled < self.size / 2 {
+            ring.memory_mut(self.memory).copy_within(self.head..self.filled, 0);
+            (self.head, self.filled) = (0, self.unread_bytes());
+        }
     }
 
     /// Receives exactly into `to`; the buffer is empty.

@@ -1,4 +1,5 @@
-//! All connections to peers: dialing, accepting, proving the secret, receiving messages and frames, sending, closing.
+//! All connections to peers: dialing, accepting, securing them, proving the secret, receiving messages and frames,
+//! sending, closing.
 //! What a message means is the machine's business; here it is only taken off the stream and checked to be whole.
 
 use std::net::SocketAddr;
@@ -19,8 +20,10 @@ use super::dials::Dial;
 use super::slab::{Key, Slab};
 use crate::auth::{Handshake, Progress};
 use crate::device::io_error;
-use crate::link::{BACKLOG_BYTES_MAX, FAREWELL_MS, Incoming, Link, Phase};
+use crate::identity::Identity;
+use crate::link::{BACKLOG_BYTES_MAX, FAREWELL_MS, Incoming, Link, Phase, Secure};
 use crate::options::{PeerAddress, Secret};
+use crate::session::Session;
 
 mod receive;
 
@@ -33,7 +36,11 @@ pub(crate) const LINKS_MAX: usize = 96;
 pub(crate) struct Links {
     links: Slab<Link>,
     dials: Vec<Dial>,
+    /// Who may be at the other end.
+    peers: Vec<NodeId>,
     secret: Secret,
+    /// What TLS is spoken with, if it is.
+    identity: Option<Identity>,
     volume: VolumeId,
     peer_timeout_ms: u64,
     next_id: u64,
@@ -49,6 +56,7 @@ impl Links {
         node: NodeId,
         peers: &[PeerAddress],
         secret: Secret,
+        identity: Option<Identity>,
         volume: VolumeId,
         peer_timeout_ms: u64,
         now: Instant,
@@ -56,7 +64,9 @@ impl Links {
         Self {
             links: Slab::with_capacity(LINKS_MAX),
             dials: Dial::of(node, peers, now),
+            peers: peers.iter().map(|peer| peer.node).collect(),
             secret,
+            identity,
             volume,
             peer_timeout_ms,
             next_id: 1,
@@ -97,6 +107,7 @@ impl Links {
             link.deadline = None;
             match link.phase {
                 Phase::Connecting => self.close(cx, key, "no answer"),
+                Phase::Securing => self.close(cx, key, "it did not prove to be a node in time"),
                 Phase::Proving(_) => self.close(cx, key, "it did not prove the secret in time"),
                 Phase::Closing { .. } => self.shut(cx, key),
                 Phase::Up => {}
@@ -185,7 +196,7 @@ impl Links {
         };
         let added = self.configure(&socket).and_then(|()| self.add(cx, socket.into(), None, name));
         match added {
-            Ok(key) => self.prove(cx, key),
+            Ok(key) => self.begin(cx, key),
             Err(error) => cx.log.line(format_args!("a peer connection is refused: {error}")),
         }
     }
@@ -196,8 +207,32 @@ impl Links {
         link.connecting = false;
         match result {
             _ if matches!(link.phase, Phase::Closing { .. }) => self.bury(cx, key),
-            Ok(_) => self.prove(cx, key),
+            Ok(_) => self.begin(cx, key),
             Err(error) => self.close(cx, key, &format!("cannot connect: {}", io_error(error))),
+        }
+    }
+
+    /// The stream is there.
+    fn begin(&mut self, cx: &mut Context, key: Key) {
+        if let Some(identity) = &self.identity {
+            let link = self.links.get_mut(key).expect("the caller has it");
+            let session = match link.peer {
+                Some(peer) => Session::dial(identity, peer),
+                None => Session::listen(identity),
+            };
+            let secure = session.map_err(|error| error.to_string()).and_then(|session| {
+                Secure::new(&mut cx.ring, session).map_err(|error| format!("no memory: {error}"))
+            });
+            match secure {
+                Ok(secure) => link.secure = Some(secure),
+                Err(reason) => return self.close(cx, key, &reason),
+            }
+            link.phase = Phase::Securing;
+            link.deadline = Some(cx.now.plus_ms(crate::link::HANDSHAKE_MS));
+            self.mark_dirty(key);
+            self.advance(cx, key);
+        } else {
+            self.prove(cx, key);
         }
     }
 
@@ -295,7 +330,7 @@ impl Links {
             if let Some(link) = self.links.get_mut(key) {
                 link.is_dirty = false;
                 if !link.is_shut() {
-                    link.outbox.start(&mut cx.ring, Op::LinkSend(key), link.file);
+                    link.start(&mut cx.ring, Op::LinkSend(key));
                 }
             }
         }
@@ -320,8 +355,7 @@ impl Links {
             return self.bury(cx, key);
         }
         let (id, is_up) = (link.id, link.is_up());
-        let sent = link.outbox.sent(&mut cx.ring, Op::LinkSend(key), link.file, count);
-        for token in sent {
+        for token in link.sent(&mut cx.ring, Op::LinkSend(key), count) {
             // Frames of a link that goes down are released by its end.
             if is_up {
                 cx.give(Event::FrameSent { link: id, token });
@@ -329,7 +363,7 @@ impl Links {
         }
         let link = self.links.get_mut(key).expect("still there");
         match link.phase {
-            Phase::Closing { .. } if link.outbox.is_empty() => self.shut(cx, key),
+            Phase::Closing { .. } if link.has_said_all() => self.shut(cx, key),
             _ => self.mark_dirty(key),
         }
     }
@@ -340,10 +374,15 @@ impl Links {
         if !retry && let Some(peer) = self.links.get(key).and_then(|link| link.peer) {
             self.refuse(peer, reason);
         }
-        let link = self.links.get_mut(key).expect("just found");
+        self.part(cx, key, reason);
+    }
+
+    /// Ends a link once what is to be said on it has left, or after a while.
+    pub(super) fn part(&mut self, cx: &mut Context, key: Key, reason: &str) {
+        let Some(link) = self.links.get_mut(key) else { return };
         link.phase = Phase::Closing { reason: reason.to_owned(), is_shut: false };
         link.deadline = Some(cx.now.plus_ms(FAREWELL_MS));
-        if link.outbox.is_empty() {
+        if link.has_said_all() {
             self.shut(cx, key);
         } else {
             self.mark_dirty(key);
@@ -392,12 +431,10 @@ impl Links {
         if !self.links.get(key).is_some_and(|link| link.is_shut() && link.is_quiet()) {
             return;
         }
-        let link = self.links.remove(key).expect("just seen");
-        let Phase::Closing { reason, .. } = link.phase else { return };
-        // Frames that have not left are the machine's again with LinkDown.
-        drop(link.outbox.release(&mut cx.ring));
-        link.inbox.release(&mut cx.ring);
-        cx.ring.remove_file(link.file);
+        let mut link = self.links.remove(key).expect("just seen");
+        let Phase::Closing { reason, .. } = std::mem::replace(&mut link.phase, Phase::Connecting) else {
+            return;
+        };
         if let Some(Incoming { buffer, .. }) = link.incoming {
             cx.give(Event::FrameAbandoned { buffer });
         }
@@ -408,8 +445,11 @@ impl Links {
             None if link.was_up => {}
             None => cx.log.line(format_args!("peer {}: {reason}", link.name)),
         }
-        if link.was_up {
-            cx.give(Event::LinkDown { link: link.id, reason });
+        let (id, was_up) = (link.id, link.was_up);
+        link.release(&mut cx.ring);
+        // Frames that have not left are the machine's again with this.
+        if was_up {
+            cx.give(Event::LinkDown { link: id, reason });
         }
     }
 }

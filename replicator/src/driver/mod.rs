@@ -38,6 +38,7 @@ use replicator_core::wire::message::Message;
 
 use crate::device::{Device, io_error};
 use crate::error::{RingError, StartError};
+use crate::identity::Identity;
 use crate::names::NodeNames;
 use crate::options::VolumeOptions;
 use crate::ring::{Completion, FileId, Memory, Ring};
@@ -156,10 +157,12 @@ impl Driver {
         }
         let view = DiskView { file: disk.file, kind: disk_kind };
         let core = &options.core;
+        let identity = || Identity::new(&options.secret, core.incarnation.0, core.node.0);
         let links = Links::new(
             core.node,
             &options.peers,
             options.secret.clone(),
+            options.tls.then(identity).transpose()?,
             core.volume,
             core.peer_timeout_ms,
             now,

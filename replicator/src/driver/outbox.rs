@@ -2,11 +2,14 @@
 //! meanwhile waits for it. `R` is what may be released once the bytes before it have left.
 
 use std::io;
+use std::vec::Drain;
 
 use replicator_core::units::Span;
 
 use super::Op;
 use crate::ring::{FileId, MemoryId, PIECES_MAX, Piece, Ring};
+
+pub(crate) mod sealed;
 
 /// Pieces in their order, and the memory of the small ones.
 struct Batch<R> {
@@ -84,9 +87,15 @@ impl<R> Batch<R> {
         &self.pieces[self.sent..]
     }
 
-    fn clear(&mut self) {
-        self.pieces.clear();
-        (self.used, self.sent) = (0, 0);
+    /// What may be released: everything if all of it has left, which also empties it.
+    fn finish(&mut self) -> Drain<'_, R> {
+        let is_done = self.rest().is_empty();
+        if is_done {
+            self.pieces.clear();
+            (self.used, self.sent) = (0, 0);
+        }
+        let releases = if is_done { self.releases.len() } else { 0 };
+        self.releases.drain(..releases)
     }
 }
 
@@ -149,23 +158,13 @@ impl<R> Outbox<R> {
     }
 
     /// A send is done with `count` bytes: sends the rest, or releases what may be.
-    pub(crate) fn sent<'s>(
-        &'s mut self,
-        ring: &mut Ring<Op>,
-        tag: Op,
-        file: FileId,
-        count: usize,
-    ) -> impl Iterator<Item = R> + use<'s, R> {
+    pub(crate) fn sent(&mut self, ring: &mut Ring<Op>, tag: Op, file: FileId, count: usize) -> Drain<'_, R> {
         self.in_flight = false;
         self.sending.advance(count);
-        let is_done = self.sending.rest().is_empty();
-        if is_done {
-            self.sending.clear();
-        } else {
+        if !self.sending.rest().is_empty() {
             self.send(ring, tag, file);
         }
-        let releases = if is_done { self.sending.releases.len() } else { 0 };
-        self.sending.releases.drain(..releases)
+        self.sending.finish()
     }
 
     /// A send has failed; nothing more will leave.

@@ -233,6 +233,33 @@ impl<T: Copy> Ring<T> {
         extra.memory.bytes_mut()
     }
 
+    /// Two other memories, to change.
+    pub(crate) fn two_memories(&mut self, first: MemoryId, second: MemoryId) -> [&mut [u8]; 2] {
+        let both = self.extras.get_disjoint_mut([first.0 as usize, second.0 as usize]);
+        both.expect("they are two, and are there")
+            .map(|extra| extra.as_mut().expect("memory is named until it is given back").memory.bytes_mut())
+    }
+
+    /// A piece of what a send of `from` would gather, to read, beside other memory, to change.
+    pub(crate) fn piece_and_memory(
+        &mut self,
+        from: MemoryId,
+        piece: Piece,
+        to: MemoryId,
+    ) -> (&[u8], &mut [u8]) {
+        match piece {
+            Piece::Local(span) => {
+                let [from, to] = self.two_memories(from, to);
+                (&from[span.range()], to)
+            }
+            Piece::Arena(span) => {
+                let arena = self.arena.as_ref().expect("it is there until the drop").bytes();
+                let to = self.extras[to.0 as usize].as_mut();
+                (&arena[span.range()], to.expect("memory is named until it is given back").memory.bytes_mut())
+            }
+        }
+    }
+
     /// The arena to change, beside other memory to read.
     pub(crate) fn arena_and_memory(&mut self, id: MemoryId) -> (&mut [u8], &[u8]) {
         let arena = self.arena.as_mut().expect("it is there until the drop").bytes_mut();

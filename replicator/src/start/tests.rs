@@ -41,6 +41,7 @@ fn options(dir: &Path) -> VolumeOptions {
         listen,
         peers: Vec::new(),
         secret: Secret(vec![1; 32]),
+        tls: false,
         nbd_unix: None,
         nbd_tcp: None,
         nbd_connections_max: 4,

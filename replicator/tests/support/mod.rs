@@ -68,6 +68,7 @@ fn options(dir: &Path, node: u8, addresses: &[SocketAddr], protocol: Protocol) -
             })
             .collect(),
         secret: Secret(b"a secret of the tests".to_vec()),
+        tls: false,
         nbd_unix: Some(dir.join("nbd.sock")),
         nbd_tcp: None,
         nbd_connections_max: 16,

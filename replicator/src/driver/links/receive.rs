@@ -28,24 +28,31 @@ impl Links {
                         incoming.filled += count;
                         link.inbox.received(0);
                     }
-                    _ => link.inbox.received(count),
+                    _ => {
+                        if let Err(error) = link.received(&mut cx.ring, count) {
+                            return self.part(cx, key, &error.to_string());
+                        }
+                        if !link.has_said_all() {
+                            self.mark_dirty(key);
+                        }
+                    }
                 }
                 self.advance(cx, key);
             }
             Ok(0) if !is_closing => {
-                link.inbox.received(0);
+                link.received_nothing();
                 self.close(cx, key, "the peer closed the connection");
             }
             Err(Errno(libc::EINTR | libc::EAGAIN)) if !is_closing => {
-                link.inbox.received(0);
+                link.received_nothing();
                 self.advance(cx, key);
             }
             Err(error) if !is_closing => {
-                link.inbox.received(0);
+                link.received_nothing();
                 self.close(cx, key, &format!("receiving failed: {}", io_error(error)));
             }
             _ => {
-                link.inbox.received(0);
+                link.received_nothing();
                 self.bury(cx, key);
             }
         }
@@ -70,14 +77,33 @@ impl Links {
 
     fn step(&mut self, cx: &mut Context, key: Key) -> Flow {
         let Some(link) = self.links.get_mut(key) else { return Flow::Wait };
-        if link.is_parked || link.inbox.is_receiving() {
+        if link.is_parked || link.is_receiving() {
             return Flow::Wait;
         }
         match (&link.phase, link.incoming) {
             (Phase::Connecting | Phase::Closing { .. }, _) => Flow::Wait,
+            (Phase::Securing, _) => self.step_session(cx, key),
             (Phase::Proving(_), _) => self.step_proof(cx, key),
             (Phase::Up, Some(incoming)) => self.step_frame(cx, key, incoming),
             (Phase::Up, None) => self.step_message(cx, key),
+        }
+    }
+
+    fn step_session(&mut self, cx: &mut Context, key: Key) -> Flow {
+        let link = self.links.get_mut(key).expect("the caller has it");
+        let (Some(secure), Some(identity)) = (&link.secure, &self.identity) else { return Flow::Wait };
+        if !secure.session.is_open() {
+            return self.more(cx, key);
+        }
+        match secure.session.peer(identity, self.peers.iter().copied()) {
+            Ok(_) => {
+                self.prove(cx, key);
+                Flow::On
+            }
+            Err(error) => {
+                self.close(cx, key, &error.to_string());
+                Flow::Wait
+            }
         }
     }
 
@@ -122,7 +148,7 @@ impl Links {
 
     fn more(&mut self, cx: &mut Context, key: Key) -> Flow {
         let link = self.links.get_mut(key).expect("the caller has it");
-        link.inbox.receive(&mut cx.ring, Op::LinkReceive(key), link.file);
+        link.receive(&mut cx.ring, Op::LinkReceive(key));
         Flow::Wait
     }
 
@@ -189,7 +215,7 @@ impl Links {
             return Flow::On;
         }
         let rest = rest(incoming.filled);
-        incoming.is_direct = rest.len >= DIRECT_BYTES_MIN;
+        incoming.is_direct = rest.len >= DIRECT_BYTES_MIN && link.secure.is_none();
         link.incoming = Some(incoming);
         if !incoming.is_direct {
             return self.more(cx, key);
