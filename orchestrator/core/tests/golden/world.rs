@@ -183,7 +183,7 @@ impl World {
             ["r0", "is", "wanted", "on", node] => drop(self.state.wanted.insert(VOLUME, node_of(node)?)),
             ["power", "is", "used", mode @ ..] => self.policy.fence.mode = mode_of(mode)?,
             ["r0", "needs", "its", "old", "node", "surely", "off"] => {
-                drop(self.policy.fence.surely_off.insert(VOLUME));
+                self.policy.fence.surely_off.insert(VOLUME);
             }
             ["nothing", "is", "granted"] => self.view.grants.clear(),
             ["if", "nothing", "happens"] => self.planned = Some(None),
@@ -287,7 +287,7 @@ impl World {
                 self.power(node, &PowerChange::Fence { by, boot, asked_by, reason });
             }
             ["is", "awaited", "for", ms, "ms"] => {
-                drop(self.view.awaited.insert(node, Instant(NOW.0 - number(ms)?)));
+                self.view.awaited.insert(node, Instant(NOW.0 - number(ms)?));
             }
             ["asks", "for", "a", "lease"] => self.asking.push(node),
             ["acts"] => self.acting.push(node),
