@@ -1,18 +1,22 @@
-//! The link to this node's replicator: what it says of its replicas, and what it is told to do. Over its control socket,
-//! with the operator's own requests; decision 0020 says what is wanted instead, and why.
+//! The link to this node's replicator: what it says of its replicas, and what it is told to do, over its control socket.
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use orchestrator_core::decide::StepKind;
-use orchestrator_core::units::{Epoch, NodeId, NodeSet, Position, VolumeId};
+use orchestrator_core::decide::{Step, StepKind};
+use orchestrator_core::record::Record;
+use orchestrator_core::units::{Epoch, Instant, NodeId, NodeSet, Position, VolumeId};
 use orchestrator_core::view::{Copy, Replica, ReplicaView, Role};
 use replicator::config::{Cluster, parse_uuid};
-use replicator::control::json::{ReplicaReport, VolumeReport};
+use replicator::control::json::{Lease, OpenEpoch, ReplicaReport, Seal, TellRecord, VolumeReport};
 use replicator::control::{Client, ClientError};
 use rustix::fs::{FlockOperation, flock};
 use thiserror::Error;
+
+/// How long a replicator may take to say how it is. One that takes longer hangs, and somebody else may have to serve.
+const OBSERVE_WITHIN: Duration = Duration::from_secs(2);
 
 /// Why a replicator did not do what it was told.
 #[derive(Debug, Error)]
@@ -20,9 +24,9 @@ pub enum LinkError {
     /// It says no, or does not answer.
     #[error(transparent)]
     Replicator(#[from] ClientError),
-    /// It knows itself that it lacks acknowledged writes.
-    #[error("the replica is out of the in-sync set by its own record, so it is not promoted")]
-    NotMember,
+    /// It was sealed, and is not any more: another epoch has begun there.
+    #[error("another epoch began while it was sealed")]
+    Unsealed,
     /// The configuration changed under a record.
     #[error("the configuration has no such volume or node")]
     Unknown,
@@ -33,11 +37,23 @@ pub trait Link: Send + Sync + 'static {
     /// What its replicas say of themselves; every configured one is in it.
     fn observe(&self) -> BTreeMap<VolumeId, ReplicaView>;
 
-    /// Does one thing and waits for it.
+    /// Does one thing and waits until it is durable. A reign begins with `lease`, if there is one.
     ///
     /// # Errors
     /// If it was not done, or nobody knows.
-    fn act(&self, volume: VolumeId, step: StepKind) -> Result<String, LinkError>;
+    fn act(&self, step: &Step, lease: Option<Instant>) -> Result<String, LinkError>;
+
+    /// Has a replica promise an epoch, and says how it is then.
+    ///
+    /// # Errors
+    /// If it did not promise, or nobody knows.
+    fn seal(&self, volume: VolumeId, epoch: Epoch) -> Result<Replica, LinkError>;
+
+    /// Tells a replica until when it may answer clients, in the reign of `epoch`.
+    ///
+    /// # Errors
+    /// If it does not reign, or nobody knows.
+    fn lease(&self, volume: VolumeId, epoch: Epoch, end: Instant) -> Result<(), LinkError>;
 }
 
 /// The replicator behind a control socket.
@@ -45,7 +61,6 @@ pub trait Link: Send + Sync + 'static {
 pub struct ControlLink {
     client: Client,
     socket: PathBuf,
-    me: String,
     nodes: BTreeMap<String, NodeId>,
     volumes: BTreeMap<VolumeId, String>,
 }
@@ -57,7 +72,6 @@ impl ControlLink {
         Self {
             client: Client::new(&node.control),
             socket: node.control.clone(),
-            me: node.name.clone(),
             nodes: cluster.nodes.iter().map(|node| (node.name.clone(), NodeId(node.id.0))).collect(),
             volumes: cluster
                 .volumes_of(node.id)
@@ -70,20 +84,27 @@ impl ControlLink {
         self.volumes.get(&volume).map(String::as_str).ok_or(LinkError::Unknown)
     }
 
-    fn promote(&self, volume: &str, alone: bool) -> Result<String, LinkError> {
-        match self.client.promote(volume, false) {
-            // A record that names this replica alone stands for the word of those that cannot be reached: none of them can
-            // come to serve, nor could anything be acknowledged without this replica since the record was written.
-            Err(ClientError::Refused(reason)) if reason.code == "needs-force" && alone => {
-                let report = self.client.volume(volume)?;
-                let members = report.replica.map(|replica| replica.record.in_sync).unwrap_or_default();
-                if !members.contains(&self.me) {
-                    return Err(LinkError::NotMember);
-                }
-                Ok(self.client.promote(volume, true)?.message)
-            }
-            answer => Ok(answer?.message),
-        }
+    fn names_of(&self, nodes: NodeSet) -> Vec<String> {
+        let names = self.nodes.iter().filter(|(_, id)| nodes.contains(**id));
+        names.map(|(name, _)| name.clone()).collect()
+    }
+
+    fn open(&self, volume: &str, record: &Record, lease: Option<Instant>) -> Result<String, LinkError> {
+        let reign = OpenEpoch {
+            epoch: record.epoch.0,
+            version: record.version,
+            reign: format!("{:032x}", record.reign.0),
+            in_sync: self.names_of(record.in_sync),
+            generation: record.generation,
+            lease_end_ms: lease.map(|end| end.0),
+        };
+        Ok(self.client.open_epoch(volume, &reign)?.message)
+    }
+
+    fn tell(&self, volume: &str, record: &Record) -> Result<String, LinkError> {
+        let in_sync = self.names_of(record.in_sync);
+        let record = TellRecord { epoch: record.epoch.0, version: record.version, in_sync };
+        Ok(self.client.record(volume, &record)?.message)
     }
 
     fn set_of<'n>(&self, names: impl Iterator<Item = &'n String>) -> NodeSet {
@@ -111,13 +132,14 @@ impl ControlLink {
             record: (Epoch(report.record.epoch), report.record.version),
             in_sync: self.set_of(report.record.in_sync.iter()),
             following: self.set_of(following.map(|peer| &peer.node)),
+            pending: report.wish.as_ref().map(|wish| self.set_of(wish.add.iter())).unwrap_or_default(),
         }
     }
 }
 
 impl Link for ControlLink {
     fn observe(&self) -> BTreeMap<VolumeId, ReplicaView> {
-        let volumes = match self.client.status() {
+        let volumes = match self.client.clone().within(OBSERVE_WITHIN).status() {
             Ok(status) => status.volumes,
             Err(ClientError::Unreachable { .. }) if is_ownerless(&self.socket) => {
                 return self.volumes.keys().map(|volume| (*volume, ReplicaView::Stopped)).collect();
@@ -143,17 +165,26 @@ impl Link for ControlLink {
         self.volumes.keys().map(|volume| (*volume, view(volume))).collect()
     }
 
-    fn act(&self, volume: VolumeId, step: StepKind) -> Result<String, LinkError> {
-        let name = self.name(volume)?;
-        match step {
-            StepKind::Promote { alone, .. } => self.promote(name, alone),
-            StepKind::Demote => Ok(self.client.demote(name)?.message),
-            StepKind::Shrink(node) => {
-                let found = self.nodes.iter().find(|(_, id)| **id == node);
-                let (node, _) = found.ok_or(LinkError::Unknown)?;
-                Ok(self.client.shrink(name, node)?.message)
-            }
+    fn act(&self, step: &Step, lease: Option<Instant>) -> Result<String, LinkError> {
+        let name = self.name(step.volume)?;
+        match step.kind {
+            StepKind::Open(_) => self.open(name, &step.record, lease),
+            StepKind::Release => Ok(self.client.release(name)?.message),
+            StepKind::Tell(_) => self.tell(name, &step.record),
         }
+    }
+
+    fn seal(&self, volume: VolumeId, epoch: Epoch) -> Result<Replica, LinkError> {
+        let sealed = self.client.seal(self.name(volume)?, &Seal { attempt: epoch.0, epoch: epoch.0 })?;
+        let replica = self.replica(&sealed.replica);
+        let is_sealed =
+            replica.promised == epoch && replica.role == Role::Secondary && replica.record.0 < epoch;
+        if is_sealed { Ok(replica) } else { Err(LinkError::Unsealed) }
+    }
+
+    fn lease(&self, volume: VolumeId, epoch: Epoch, end: Instant) -> Result<(), LinkError> {
+        self.client.lease(self.name(volume)?, Lease { epoch: epoch.0, end_ms: end.0 })?;
+        Ok(())
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque, btree_map};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use orchestrator_core::decide::{Awaited, Local, Note, StepKind};
+use orchestrator_core::decide::{Awaited, Local, Note, Seal, StepKind};
 use orchestrator_core::power::{NodePower, Off};
 use orchestrator_core::record::{Order, Record};
 use orchestrator_core::state::State;
@@ -20,6 +20,8 @@ use crate::transport::message::ReportRequest;
 const EVENTS_MAX: usize = 200;
 /// A report older than this says nothing about now.
 const REPORT_AGE_MAX_MS: u64 = 2_000;
+/// How long a replica that did not give its promise is done without, before it is asked again.
+const UNSEALED_FOR_MS: u64 = 2_000;
 
 /// Something that happened here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +56,11 @@ pub(crate) struct Mind {
     pub(crate) local: Local,
     /// The highest entry that any leader has told this process to be applied: nobody acts on less.
     pub(crate) told: Option<u64>,
+    /// Replicas that are being asked for a promise, and those that did not give one, until when that counts.
+    sealing: BTreeSet<(VolumeId, NodeId)>,
+    unsealed: BTreeMap<(VolumeId, NodeId), Instant>,
+    /// Volumes whose lease is on its way to the replica here.
+    pub(crate) leasing: BTreeSet<VolumeId>,
     /// Steps under way.
     busy: BTreeSet<(VolumeId, StepKind)>,
     /// Whether proposals are under way: the next are decided on what these lead to.
@@ -74,9 +81,9 @@ pub(crate) struct Mind {
 
 impl Mind {
     /// The mind of a process that was given these leases before it knew anything else.
-    pub(crate) fn new(process: u64, leases: BTreeMap<VolumeId, Instant>, boot: BootId) -> Self {
+    pub(crate) fn new(leases: BTreeMap<VolumeId, Instant>, boot: BootId) -> Self {
         let machine = Machine { boot, ..Machine::default() };
-        Self { machine, local: Local { process, leases, ..Local::default() }, ..Self::default() }
+        Self { machine, local: Local { leases, ..Local::default() }, ..Self::default() }
     }
 
     /// Takes note of who leads. Says whether something about it has changed.
@@ -90,6 +97,7 @@ impl Mind {
         self.reports.clear();
         self.grants.clear();
         self.closing.clear();
+        self.unsealed.clear();
         self.notes.clear();
         self.awaited = Awaited::default();
         self.known_off.clear();
@@ -135,8 +143,9 @@ impl Mind {
         };
         let nodes = all.map(|(node, health)| (node, NodeView { health, report: fresh(&node) })).collect();
         let entropy = u128::from_le_bytes(crate::random());
+        let unsealed = self.unsealed.iter().filter(|(_, until)| now < **until).map(|(at, _)| *at).collect();
         let (grants, awaited) = (self.grants.clone(), self.awaited.since());
-        Some(View { now, leader_since, nodes, grants, awaited, entropy })
+        Some(View { now, leader_since, nodes, grants, awaited, unsealed, entropy })
     }
 
     /// Takes note of evidence that nodes are off, and forgets what they said before: only what they say after it speaks
@@ -175,6 +184,23 @@ impl Mind {
         new
     }
 
+    /// Begins to ask for a promise; says no while that is under way.
+    pub(crate) fn begin_seal(&mut self, seal: Seal) -> bool {
+        self.sealing.insert((seal.volume, seal.node))
+    }
+
+    /// What came of it: how the node is now, or nothing. One that did not promise is done without for a while.
+    pub(crate) fn end_seal(&mut self, seal: Seal, answer: Option<Report>, now: Instant) {
+        self.sealing.remove(&(seal.volume, seal.node));
+        match (answer, self.reports.get_mut(&seal.node)) {
+            (Some(report), Some(reported)) => (reported.report, reported.at) = (report, now),
+            (Some(_), None) => {}
+            (None, _) => {
+                self.unsealed.insert((seal.volume, seal.node), now.plus_ms(UNSEALED_FOR_MS));
+            }
+        }
+    }
+
     pub(crate) fn grant(&mut self, volume: VolumeId, to: NodeId, now: Instant) {
         self.grants.insert((volume, to), now);
     }
@@ -192,12 +218,12 @@ impl Mind {
         order.is_some() && self.closing.get(&volume).copied() == order
     }
 
-    /// Begins a step; says no if it is under way. Anything but a demotion waits for all others of the volume: only a
-    /// demotion must not wait for a promotion that may take long.
+    /// Begins a step; says no if it is under way. A reign begins when all others of the volume are done; what ends one
+    /// waits for nothing.
     pub(crate) fn begin(&mut self, volume: VolumeId, step: StepKind) -> bool {
         let is_under_way = match step {
-            StepKind::Demote => self.busy.contains(&(volume, step)),
-            _ => self.busy.iter().any(|(busy, _)| *busy == volume),
+            StepKind::Open(_) => self.busy.iter().any(|(busy, _)| *busy == volume),
+            _ => self.busy.contains(&(volume, step)),
         };
         !is_under_way && self.busy.insert((volume, step))
     }

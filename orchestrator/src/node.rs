@@ -6,12 +6,12 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use orchestrator_core::decide::{self, Decision, Planned, Proposal, Step, StepKind};
+use orchestrator_core::decide::{self, Decision, Planned, Proposal, Seal, Step, StepKind};
 use orchestrator_core::power::PowerChange;
 use orchestrator_core::record::{ChangeKind, Order, Refused};
 use orchestrator_core::state::Command;
 use orchestrator_core::units::{Instant, NodeId, VolumeId};
-use orchestrator_core::view::Report;
+use orchestrator_core::view::{ReplicaView, Report, Role};
 use replicator::identity::{CertificateError, Identity};
 use thiserror::Error;
 use tokio::net::TcpListener;
@@ -33,6 +33,8 @@ use crate::watchdog::Watchdog;
 const OBSERVE_INTERVAL: Duration = Duration::from_millis(50);
 /// How long another orchestrator may take to answer.
 const CALL_WITHIN: Duration = Duration::from_millis(1_000);
+/// How long a replica may take to give its promise: a sync of its journal and its superblock.
+const SEAL_WITHIN: Duration = Duration::from_millis(2_000);
 /// How often a cluster that has not begun is looked for.
 const BEGIN_INTERVAL: Duration = Duration::from_millis(200);
 /// A node that has nothing new to say says so this often.
@@ -105,7 +107,7 @@ impl Orchestrator {
         let heartbeats = heartbeats.map_err(listen)?;
         let lease_file = LeaseFile::new(&options.store);
         let process = u64::from_le_bytes(crate::random()).max(1);
-        let mind = Mind::new(process, lease_file.read(), crate::leases::boot());
+        let mind = Mind::new(lease_file.read(), crate::leases::boot());
         let watchdog = options.watchdog.as_ref();
         let watchdog = watchdog.map(|watchdog| Watchdog::new(watchdog.device.clone(), watchdog.timeout_ms));
         let incarnation = options.incarnation;
@@ -172,6 +174,7 @@ impl Orchestrator {
             self.switch_off(node, number, is_wanted);
         }
         if let Some(decision) = decision {
+            decision.seals.iter().for_each(|seal| self.ask_seal(*seal));
             let this = Arc::clone(self);
             tokio::spawn(async move { this.propose(decision.proposals).await });
         }
@@ -189,10 +192,10 @@ impl Orchestrator {
         let decision = decide::cluster(&applied.state, &self.options.policy, &view);
         mind.awaited.note(&decision.needs, &applied.state.power, now);
         mind.notes.clone_from(&decision.notes);
-        if decision.proposals.is_empty() {
+        if decision.proposals.is_empty() && decision.seals.is_empty() {
             return None;
         }
-        mind.proposing = true;
+        mind.proposing = !decision.proposals.is_empty();
         for proposal in &decision.proposals {
             if let Some((volume, decided_on)) = changes_primary(&proposal.command) {
                 mind.close(volume, decided_on);
@@ -201,7 +204,56 @@ impl Orchestrator {
         Some(decision)
     }
 
+    /// Asks a replica for its promise, wherever it is. All that are asked are asked at the same time.
+    fn ask_seal(self: &Arc<Self>, seal: Seal) {
+        if !self.mind().begin_seal(seal) {
+            return;
+        }
+        let this = Arc::clone(self);
+        tokio::spawn(async move {
+            let response = match this.addresses.get(&seal.node).cloned() {
+                Some(address) => Peer::new(address).call(&Request::Seal(seal), SEAL_WITHIN).await.ok(),
+                None => Some(this.on_seal(seal).await),
+            };
+            let mut mind = this.mind();
+            let (report, failure) = match response {
+                Some(Response::Sealed(report)) => (Some(report), None),
+                Some(Response::Failed(text)) => (None, Some(text)),
+                _ => (None, Some("its orchestrator does not answer".to_owned())),
+            };
+            if let Some(text) = failure {
+                let name = this.options.policy.node_name(seal.node);
+                mind.remember(format!("{name} does not promise epoch {}: {text}", seal.epoch));
+            }
+            mind.end_seal(seal, report, now());
+        });
+    }
+
+    /// Has the replica here promise an epoch, and says how this node is then.
+    async fn on_seal(self: &Arc<Self>, seal: Seal) -> Response {
+        let this = Arc::clone(self);
+        let sealed = tokio::task::spawn_blocking(move || {
+            let sealed = this.link.seal(seal.volume, seal.epoch);
+            sealed.map(|_| this.link.observe())
+        });
+        match sealed.await {
+            Ok(Ok(replicas)) => {
+                let mut mind = self.mind();
+                mind.local.replicas = replicas;
+                // A lease that was for a reign which has ended is of no use to anybody.
+                mind.local.settle(&self.consensus.applied().state, self.options.me);
+                drop(mind);
+                Response::Sealed(self.next_report(now()).0)
+            }
+            Ok(Err(error)) => Response::Failed(error.to_string()),
+            Err(_) => Response::Failed("the request failed inside the orchestrator; see its log".to_owned()),
+        }
+    }
+
     async fn propose(&self, proposals: Vec<Proposal>) {
+        if proposals.is_empty() {
+            return;
+        }
         for Proposal { command, reason } in proposals {
             let volume = changes_primary(&command);
             let outcome = self.consensus.propose(command).await;
@@ -238,17 +290,17 @@ impl Orchestrator {
     /// Carries out a step on a thread that may block.
     fn take(self: &Arc<Self>, step: &Step) {
         let this = Arc::clone(self);
-        let (volume, kind) = (step.volume, step.kind);
-        let name =
-            self.options.policy.volume(step.volume).map_or_else(String::new, |volume| volume.name.clone());
+        let (step, volume, kind) = (step.clone(), step.volume, step.kind);
+        let name = self.options.policy.volume(volume).map_or_else(String::new, |volume| volume.name.clone());
         let what = match step.kind {
-            StepKind::Promote { .. } => "promote".to_owned(),
-            StepKind::Demote => "demote".to_owned(),
-            StepKind::Shrink(node) => format!("go on without {}", self.options.policy.node_name(node)),
+            StepKind::Open(epoch) => format!("begin epoch {epoch}"),
+            StepKind::Release => "release".to_owned(),
+            StepKind::Tell((epoch, version)) => format!("tell it epoch {epoch} version {version}"),
         };
         self.mind().remember(format!("{name}: {what}, since {}", step.reason));
         tokio::task::spawn_blocking(move || {
-            let result = this.link.act(volume, kind);
+            let lease = this.mind().local.leases.get(&volume).copied();
+            let result = this.link.act(&step, lease);
             // Seen at once, so that the next turn does not decide on what was before.
             let local = this.link.observe();
             let mut mind = this.mind();
@@ -258,7 +310,27 @@ impl Orchestrator {
             }
             mind.local.replicas = local;
             mind.end(volume, kind);
+            drop(mind);
+            // One that was granted meanwhile.
+            this.hand_lease(volume);
         });
+    }
+
+    /// Tells the replica here until when it may answer clients, if it reigns. Blocks.
+    fn hand_lease(&self, volume: VolumeId) {
+        let mut mind = self.mind();
+        let replica = match mind.local.replicas.get(&volume) {
+            Some(ReplicaView::Running(replica)) if replica.role != Role::Secondary => replica.record.0,
+            _ => return,
+        };
+        let Some(until) = mind.local.leases.get(&volume).copied() else { return };
+        if !mind.leasing.insert(volume) {
+            return;
+        }
+        drop(mind);
+        // If it does not come there, the next one will.
+        let _ = self.link.lease(volume, replica, until);
+        self.mind().leasing.remove(&volume);
     }
 
     /// Asks the replicator again and again.
@@ -375,7 +447,7 @@ impl Orchestrator {
         (Report { replicas, leases, requests, machine: mind.machine }, due)
     }
 
-    fn take_answer(&self, answer: &ReportAnswer, sent: Instant) {
+    fn take_answer(self: &Arc<Self>, answer: &ReportAnswer, sent: Instant) {
         let mut mind = self.mind();
         mind.told = Some(mind.told.unwrap_or(0).max(answer.applied));
         if answer.granted.is_empty() {
@@ -385,6 +457,11 @@ impl Orchestrator {
         mind.local.leases.extend(answer.granted.iter().map(|volume| (*volume, until)));
         if let Err(error) = self.lease_file.write(&mind.local.leases) {
             mind.remember(format!("leases are not kept across a restart of the orchestrator: {error}"));
+        }
+        drop(mind);
+        for volume in answer.granted.iter().copied() {
+            let this = Arc::clone(self);
+            tokio::task::spawn_blocking(move || this.hand_lease(volume));
         }
     }
 
@@ -494,7 +571,7 @@ impl Orchestrator {
 }
 
 impl Handler for Orchestrator {
-    async fn handle(&self, from: NodeId, request: Request) -> Response {
+    async fn handle(self: &Arc<Self>, from: NodeId, request: Request) -> Response {
         match self.consensus.handle(request).await {
             Ok(response) => response,
             Err(Request::Identify) => {
@@ -503,6 +580,7 @@ impl Handler for Orchestrator {
             }
             Err(Request::Report(request)) => self.on_report(from, request).await,
             Err(Request::Propose(command)) => self.on_propose(from, command).await,
+            Err(Request::Seal(seal)) => self.on_seal(seal).await,
             Err(_) => Response::Failed("this is for Raft, which did not take it".to_owned()),
         }
     }

@@ -36,7 +36,7 @@ impl Orchestrator {
     pub(crate) fn watch_over(&self, mind: &mut Mind, steps: Vec<Step>) -> Vec<Step> {
         let applied = self.consensus.applied();
         let fed_until = decide::fed_until(&applied.state, self.options.me, &mind.local);
-        let promotes = |step: &Step| matches!(step.kind, StepKind::Promote { .. });
+        let promotes = |step: &Step| matches!(step.kind, StepKind::Open(_));
         let mut watchdog = self.watchdog.lock().expect("nobody panics with the watchdog in hand");
         let mut is_safe = true;
         if let Some(watchdog) = watchdog.as_mut() {

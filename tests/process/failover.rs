@@ -2,10 +2,15 @@
 //! other one serves without anybody typing anything.
 
 use std::net::{TcpListener, UdpSocket};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use holdfast_tests::{Client, holdfast, run, wait_for};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 const BLOCK: usize = 4096;
@@ -85,6 +90,25 @@ impl Cluster {
         self.kill("replicator", node);
     }
 
+    fn signal(&self, what: &str, node: &str, signal: Signal) {
+        let name = format!("{what} {node}");
+        for (_, child) in self.processes.iter().filter(|(found, _)| *found == name) {
+            let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).expect("a process id");
+            kill_process(pid, signal).expect("it is ours");
+        }
+    }
+
+    /// Waits until the replica of a node says that clients wait for this.
+    fn wait_frozen(&self, node: &str, why: &str) {
+        let socket = self.path(&format!("{node}.ctl"));
+        wait_for("I/O to wait", || {
+            let output = run(&["status", "r0", "--json", "--control", socket.to_str()?]);
+            let status: Value = serde_json::from_slice(&output.stdout).ok()?;
+            let text = serde_json::to_string(&status).ok()?;
+            (text.contains("\"frozen\":\"") && text.contains(why)).then_some(())
+        });
+    }
+
     pub(crate) fn revive_node(&mut self, node: &str) {
         self.spawn("replicator", node);
         self.spawn("orchestrator", node);
@@ -99,13 +123,17 @@ impl Cluster {
 
     /// Waits until the record, as this orchestrator knows it, names an opened primary with so many members.
     pub(crate) fn wait_primary(&self, ask: &str, primary: &str, members: usize) {
-        let what = format!("{primary} to be primary of {members} members");
+        self.wait_reign(ask, primary, members..=members);
+    }
+
+    fn wait_reign(&self, ask: &str, primary: &str, members: RangeInclusive<usize>) {
+        let what = format!("{primary} to be primary of {members:?} members");
         let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             wait_for(&what, || {
                 let status = self.status(ask)?;
                 let record = &status["volumes"][0]["record"];
                 let is_it = record["primary"] == primary && record["opened"] == true;
-                (is_it && record["in_sync"].as_array()?.len() == members).then_some(())
+                (is_it && members.contains(&record["in_sync"].as_array()?.len())).then_some(())
             });
         }));
         if found.is_err() {
@@ -269,12 +297,93 @@ fn a_lone_witness_and_a_replica_elect_and_one_alone_does_not() {
     cluster.wait_primary("w", "a", 2);
     cluster.kill_node("b");
     cluster.kill("orchestrator", "w");
-    // Without a majority its lease runs out, and nobody is served.
-    wait_for("a to stop serving", || is_refused(&cluster.path("a.nbd")).then_some(()));
+    // Without a majority its lease runs out, and nobody is answered.
+    cluster.wait_frozen("a", "lease");
     cluster.spawn("orchestrator", "w");
     cluster.wait_primary("w", "a", 1);
 }
 
-fn is_refused(socket: &Path) -> bool {
-    Client::connect(socket).is_err()
+#[test]
+fn io_waits_while_a_majority_is_away_and_goes_on_without_an_error() {
+    let mut cluster = Cluster::start();
+    cluster.wait_primary("w", "a", 2);
+    let mut client = cluster.connect("a");
+    client.write_at(4096, &block(7)).unwrap();
+    cluster.kill("orchestrator", "w");
+    cluster.kill("orchestrator", "b");
+    cluster.wait_frozen("a", "lease");
+    let (answers, answered) = mpsc::channel();
+    let waiting = std::thread::spawn(move || {
+        answers.send(read(&mut client, 1)).unwrap();
+        client.write_at(8192, &block(8)).unwrap();
+        client.flush().unwrap();
+        answers.send(read(&mut client, 2)).unwrap();
+    });
+    let early = answered.recv_timeout(Duration::from_secs(2));
+    assert!(early.is_err(), "a read is answered without a lease");
+    cluster.spawn("orchestrator", "w");
+    let patience = holdfast_tests::PATIENCE;
+    assert!(answered.recv_timeout(patience).expect("the read goes on") == block(7));
+    assert!(answered.recv_timeout(patience).expect("the write goes on") == block(8));
+    waiting.join().expect("no request fails");
+}
+
+#[test]
+fn a_primary_whose_orchestrator_sleeps_answers_nothing_old_when_another_serves() {
+    let cluster = Cluster::start();
+    cluster.wait_primary("w", "a", 2);
+    let mut old = cluster.connect("a");
+    old.write_at(4096, &block(7)).unwrap();
+    cluster.signal("orchestrator", "a", Signal::STOP);
+    let overwritten = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&overwritten);
+    // Reads at the old primary, as long as it answers.
+    let reader = std::thread::spawn(move || {
+        let mut bytes = vec![0; BLOCK];
+        loop {
+            let was_over = seen.load(Ordering::SeqCst);
+            if old.read_at(4096, &mut bytes).is_err() {
+                return;
+            }
+            assert!(!(was_over && bytes == block(7)), "what was overwritten is read at the old primary");
+        }
+    });
+    // The replica there follows at once, so that it may be a member before the first is seen.
+    cluster.wait_reign("w", "b", 1..=2);
+    cluster.connect("b").write_at(4096, &block(8)).unwrap();
+    overwritten.store(true, Ordering::SeqCst);
+    cluster.signal("orchestrator", "a", Signal::CONT);
+    cluster.wait_primary("w", "b", 2);
+    reader.join().expect("the old primary answers nothing old");
+    assert!(read(&mut cluster.connect("b"), 1) == block(8));
+}
+
+#[test]
+fn a_replicator_that_slept_through_a_takeover_answers_nothing_old() {
+    let cluster = Cluster::start();
+    cluster.wait_primary("w", "a", 2);
+    let mut old = cluster.connect("a");
+    old.write_at(4096, &block(7)).unwrap();
+    cluster.signal("replicator", "a", Signal::STOP);
+    // It lies in the socket while the process sleeps.
+    let waiting = std::thread::spawn(move || {
+        let mut bytes = vec![0; BLOCK];
+        old.read_at(4096, &mut bytes).map(|_| bytes)
+    });
+    cluster.wait_primary("w", "b", 1);
+    cluster.connect("b").write_at(4096, &block(8)).unwrap();
+    cluster.signal("replicator", "a", Signal::CONT);
+    let answer = waiting.join().expect("the thread ends");
+    assert!(answer.is_err(), "a read of the past is answered");
+    cluster.wait_primary("w", "b", 2);
+}
+
+#[test]
+fn a_plain_promotion_says_what_to_type_instead() {
+    let cluster = Cluster::start();
+    cluster.wait_primary("w", "a", 2);
+    let socket = cluster.path("b.ctl");
+    let output = run(&["promote", "r0", "--control", socket.to_str().unwrap()]);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && text.contains("holdfast cluster move r0"), "{text}");
 }

@@ -72,6 +72,7 @@ fn config(node: u8) -> Config {
         volume: VOLUME,
         incarnation: Incarnation(1),
         on_peer_loss: OnPeerLoss::Freeze,
+        managed: false,
         arena_bytes: ARENA_BYTES,
         frames_in_flight_max: 2,
         sync_interval_ms: 10,

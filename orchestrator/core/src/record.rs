@@ -30,9 +30,6 @@ pub struct Record {
     /// Whether the primary has begun to serve in this reign. A reign has one incarnation: one that was opened and ended
     /// is never continued.
     pub opened: bool,
-    /// The process of the primary's orchestrator that asks for changes; 0 before any has. What a process before it asked
-    /// for cannot be made any more.
-    pub process: u64,
     /// Replicas that hold every acknowledged write, and durably every flushed one.
     pub in_sync: NodeSet,
     /// What client sessions are bound to; another one breaks them.
@@ -72,11 +69,8 @@ pub enum ChangeKind {
         /// Who.
         add: NodeId,
     },
-    /// The primary serves, and this process of its orchestrator asks for changes from here on.
-    Opened {
-        /// Drawn when that process started.
-        process: u64,
-    },
+    /// The primary serves.
+    Opened,
     /// The primary has stopped serving and says so.
     Release,
     /// Another reign begins.
@@ -172,10 +166,9 @@ impl Record {
                 }
                 next.in_sync = self.in_sync.with(*add);
             }
-            ChangeKind::Opened { process } => {
+            ChangeKind::Opened => {
                 self.primary.ok_or(Refused::NoPrimary)?;
                 next.opened = true;
-                next.process = *process;
             }
             ChangeKind::Release => {
                 self.primary.ok_or(Refused::NoPrimary)?;
@@ -204,7 +197,6 @@ impl Record {
             primary: Some(takeover.primary),
             reign: takeover.reign,
             opened: false,
-            process: 0,
             in_sync: takeover.in_sync,
             generation: self.generation + u64::from(takeover.breaks_sessions || is_forced),
             proof: takeover.proof.clone(),
@@ -234,7 +226,6 @@ mod tests {
             primary: Some(a),
             reign: ReignId(1),
             opened: true,
-            process: 1,
             in_sync: NodeSet::only(a),
             generation: 1,
             proof: Proof::First,

@@ -65,8 +65,6 @@ pub enum Command {
         reign: ReignId,
         /// Who holds everything.
         in_sync: NodeSet,
-        /// Whether the primary serves already, by an operator's act before there was a record.
-        opened: bool,
     },
     /// A volume's record changes.
     Change {
@@ -129,7 +127,7 @@ impl State {
     /// comes to the same one.
     pub fn apply(&mut self, command: &Command) -> Result<(), Refused> {
         match command {
-            Command::Create { volume, epoch, primary, reign, in_sync, opened } => {
+            Command::Create { volume, epoch, primary, reign, in_sync } => {
                 if self.records.contains_key(volume) {
                     return Err(Refused::Exists);
                 }
@@ -141,8 +139,7 @@ impl State {
                     version: 1,
                     primary: Some(*primary),
                     reign: *reign,
-                    opened: *opened,
-                    process: 0,
+                    opened: false,
                     in_sync: *in_sync,
                     generation: 1,
                     proof: Proof::First,

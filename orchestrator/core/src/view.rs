@@ -22,6 +22,8 @@ pub struct View {
     pub grants: BTreeMap<(VolumeId, NodeId), Instant>,
     /// Nodes that something has been waiting for to be off, and since when.
     pub awaited: BTreeMap<NodeId, Instant>,
+    /// Replicas that were asked for a promise a short while ago and did not give it.
+    pub unsealed: BTreeSet<(VolumeId, NodeId)>,
     /// Fresh random bits, for the identities of reigns.
     pub entropy: u128,
 }
@@ -127,8 +129,11 @@ pub struct Replica {
     pub record: Order,
     /// The in-sync set in that record.
     pub in_sync: NodeSet,
-    /// Members that follow it now, if it is primary.
+    /// Replicas that follow it now, if it is primary.
     pub following: NodeSet,
+    /// Replicas that it would have in its set, if it is primary: it counts them already, until it is told a later record
+    /// that is without them.
+    pub pending: NodeSet,
 }
 
 /// What a replica does.

@@ -7,6 +7,7 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, VoteRequest,
     VoteResponse,
 };
+use orchestrator_core::decide::Seal;
 use orchestrator_core::record::Refused;
 use orchestrator_core::state::{Command, State};
 use orchestrator_core::units::{NodeId, VolumeId};
@@ -44,6 +45,8 @@ pub(crate) enum Request {
     Report(ReportRequest),
     /// An entry that the leader is asked to propose.
     Propose(Command),
+    /// A replica is to promise an epoch.
+    Seal(Seal),
 }
 
 /// What a node says of itself.
@@ -75,6 +78,8 @@ pub(crate) enum Response {
     },
     Reported(ReportAnswer),
     Proposed(Result<(), Refused>),
+    /// How a node is whose replica has promised.
+    Sealed(Report),
     /// Only the leader can do that; perhaps this is who.
     NotLeader(Option<NodeId>),
     Failed(String),

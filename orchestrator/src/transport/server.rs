@@ -25,7 +25,7 @@ const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 /// What is done with requests.
 pub(crate) trait Handler: Send + Sync + 'static {
     /// Answers a request of `from`.
-    fn handle(&self, from: NodeId, request: Request) -> impl Future<Output = Response> + Send;
+    fn handle(self: &Arc<Self>, from: NodeId, request: Request) -> impl Future<Output = Response> + Send;
 }
 
 /// Serves until dropped.
@@ -50,7 +50,7 @@ pub(crate) async fn serve(
                 timeout(GREETING_TIMEOUT, greet(&acceptor, stream, incarnation)).await
             {
                 // A peer that breaks off or speaks something else will dial again.
-                let _ = answer(stream, from, &*handler).await;
+                let _ = answer(stream, from, &handler).await;
             }
             drop(place);
         });
@@ -73,7 +73,11 @@ async fn greet(
     Ok((stream, hello.node))
 }
 
-async fn answer(mut stream: TlsStream<TcpStream>, from: NodeId, handler: &impl Handler) -> io::Result<()> {
+async fn answer(
+    mut stream: TlsStream<TcpStream>,
+    from: NodeId,
+    handler: &Arc<impl Handler>,
+) -> io::Result<()> {
     while let Some(request) = read_frame(&mut stream).await? {
         let response = handler.handle(from, request).await;
         write_frame(&mut stream, &response).await?;

@@ -171,6 +171,9 @@ pub enum AdminError {
     /// Nothing was changed, and nothing would help but another state.
     #[error("{0}")]
     Refused(String),
+    /// Somebody else decides this.
+    #[error("{0}")]
+    Managed(String),
     /// A member's word is missing.
     #[error("{0}")]
     NeedsForce(String),

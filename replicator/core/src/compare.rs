@@ -47,6 +47,9 @@ pub fn verdict(config: &Config, mine: &Hello, theirs: &Hello) -> Verdict {
     match (mine.primary, theirs.primary) {
         (false, false) => both_secondary(mine, theirs),
         (true, true) => both_primary(mine, theirs),
+        // Whoever decides has asked the Secondary for its promise, and ends one of the two reigns.
+        (true, false) if config.managed && theirs.promised > mine.record.epoch => Verdict::Idle,
+        (false, true) if config.managed && mine.promised > theirs.record.epoch => Verdict::Idle,
         (true, false) => match source_conflict(mine, theirs) {
             Ok(Way { common, needs_blocks }) => Verdict::Source { common, needs_blocks },
             Err(reason) => refuse(reason),

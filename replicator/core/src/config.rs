@@ -48,6 +48,9 @@ pub struct Config {
     pub incarnation: Incarnation,
     /// What to do when a member is gone.
     pub on_peer_loss: OnPeerLoss,
+    /// Whether a configuration manager decides who is Primary and who is in sync, and grants leases; else the operator
+    /// does, and there are none.
+    pub managed: bool,
     /// Bytes of the arena, a multiple of 64 pages.
     pub arena_bytes: usize,
     /// Frames that may be closed and not yet committed; more lets latency hide, fewer lets writes gather.

@@ -3,7 +3,9 @@
 
 use alloc::string::String;
 
-use crate::units::{AdminId, Buffer, LinkId, NodeId, ReignId, RequestId, Span, Token};
+use crate::units::{
+    AdminId, Buffer, Epoch, Instant, LinkId, NodeId, NodeSet, ReignId, RequestId, Span, Token,
+};
 use crate::wire::envelope::Envelope;
 
 /// Result of an I/O: done in full, or the error number the kernel gave.
@@ -205,8 +207,51 @@ pub enum AdminAction {
         /// Whom.
         node: NodeId,
     },
+    /// Refuse every lower epoch, end a reign of one, and bring the log to rest; of a configuration manager, as all below
+    /// but the last two.
+    Seal {
+        /// Above the record's, and not below what was promised.
+        epoch: Epoch,
+    },
+    /// Begin exactly this reign.
+    OpenEpoch(Reign),
+    /// The record as it was read back.
+    Record {
+        /// The reign it is of.
+        epoch: Epoch,
+        /// Its version; a lower one than is known changes nothing.
+        version: u64,
+        /// The set that was agreed on.
+        in_sync: NodeSet,
+    },
+    /// Clients may be answered until then.
+    Lease {
+        /// In this reign.
+        epoch: Epoch,
+        /// On the machine's clock.
+        end: Instant,
+    },
+    /// Serve no more, with everything durable at the members.
+    Release,
     /// Discard the data here: the copy is written anew by whoever is, or becomes, Primary.
     Invalidate,
     /// Stop in order: everything journaled synced, applied as far as allowed, superblock clean.
     Stop,
+}
+
+/// A reign that a configuration manager begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reign {
+    /// Above every promise but its own.
+    pub epoch: Epoch,
+    /// Version of its record.
+    pub version: u64,
+    /// Its identity.
+    pub reign: ReignId,
+    /// Who holds every acknowledged write.
+    pub in_sync: NodeSet,
+    /// Counts the promotions that broke clients' sessions; below 2^31.
+    pub generation: u64,
+    /// Until when clients may be answered, if that is known already.
+    pub lease_end: Option<Instant>,
 }

@@ -6,7 +6,7 @@ use core::fmt;
 
 use crate::config::Protocol;
 use crate::disk::superblock::{DiskState, Record};
-use crate::units::{Chain, Epoch, NodeId, Position, Sequence};
+use crate::units::{Chain, Epoch, Instant, NodeId, NodeSet, Position, Sequence};
 use crate::wire::message::Ack;
 
 /// Role of a replica, in DRBD's words.
@@ -139,6 +139,17 @@ pub struct Counters {
     pub resync_bytes: u64,
 }
 
+/// What a Primary would have changed in its in-sync set, by whoever decides that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wish {
+    /// Replicas that have everything: they are pending, and count already.
+    pub add: NodeSet,
+    /// Members that do not follow.
+    pub remove: NodeSet,
+    /// What is committed now.
+    pub committed: Sequence,
+}
+
 /// A replica at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
@@ -150,6 +161,12 @@ pub struct Status {
     pub serving: bool,
     /// Why clients' I/O waits, if it does.
     pub frozen: Option<String>,
+    /// Whether a configuration manager decides here.
+    pub managed: bool,
+    /// Until when clients may be answered, in a reign of a configuration manager.
+    pub lease_end: Option<Instant>,
+    /// What the Primary wishes of the configuration manager.
+    pub wish: Option<Wish>,
     /// State of its copy.
     pub disk_state: DiskState,
     /// Whether the copy must be verified.

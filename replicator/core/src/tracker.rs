@@ -74,7 +74,7 @@ pub struct Tracker {
     sent: VecDeque<Sent>,
     /// It follows this replica.
     is_live: bool,
-    /// It is being resynced: bits go one by one, the base stays.
+    /// Its resync has not ended, though its stream may have: bits go one by one, the base stays, whatever its log holds.
     is_resyncing: bool,
     /// The map differs from its saved image.
     pub changed: bool,
@@ -105,7 +105,7 @@ impl Tracker {
     pub fn restore(map: DirtyMap, head: &MapHead, applied: Base) -> Self {
         let stamp = head.stamp;
         let (base, everything, held) = (head.base, head.everything, head.held);
-        Self { base, everything, stamp, held, ..Self::new(map, applied) }
+        Self { base, everything, stamp, held, is_resyncing: stamp.is_some(), ..Self::new(map, applied) }
     }
 
     /// What the superblock says of it.
@@ -247,7 +247,7 @@ impl Tracker {
     pub fn end_stream(&mut self) {
         self.sent.clear();
         self.fold_recent();
-        (self.is_live, self.is_resyncing) = (false, false);
+        self.is_live = false;
     }
 
     /// The copy there is UpToDate, durably.
@@ -392,6 +392,17 @@ mod tests {
         tracker.hold(Sequence(12));
         assert!(tracker.map().is_empty());
         assert!(tracker.covers(B, Some(Sequence(12)), Sequence(12)));
+    }
+
+    #[test]
+    fn what_a_resync_still_owes_is_not_made_up_for_by_the_log() {
+        let mut tracker = tracker();
+        write(&mut tracker, 11, 1);
+        tracker.begin_resync(A, Sequence(11), true);
+        tracker.hold(Sequence(12));
+        tracker.end_stream();
+        write(&mut tracker, 12, 2);
+        assert_eq!(tracker.map().word(0), 0b10, "it has entry 12 in its log, and not the block");
     }
 
     #[test]

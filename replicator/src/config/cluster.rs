@@ -219,6 +219,7 @@ impl Cluster {
             volume: volume.id,
             incarnation: self.incarnation,
             on_peer_loss: tuning.on_peer_loss,
+            managed: self.orchestrator.is_some(),
             arena_bytes: usize::try_from(tuning.buffer_bytes).expect("checked against a limit"),
             frames_in_flight_max: tuning.frames_in_flight_max,
             sync_interval_ms: tuning.sync_interval_ms,

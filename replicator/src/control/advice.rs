@@ -6,6 +6,10 @@ use std::borrow::Borrow;
 use super::facts::Facts;
 use super::json::{Advice, AdviceSeverity, PeerReport, ReplicaReport, ResyncReport, VolumeReport};
 
+/// Where to look when somebody else decides.
+const MANAGED: &str =
+    "the orchestrator sees to it: holdfast cluster status says what it does, and what it waits for";
+
 /// What is wrong with a volume whose replica has answered; the worst first.
 pub(super) fn problems(facts: &Facts, report: &VolumeReport) -> Vec<Advice> {
     let Some(replica) = &report.replica else { return Vec::new() };
@@ -42,7 +46,11 @@ fn disk(volume: &str, replica: &ReplicaReport, list: &mut Vec<Advice>) {
     match replica.disk_state.as_str() {
         "Failed" => list.push(failure(
             "the disk or the journal reported an error; this copy is no longer used".into(),
-            Some(format!("look for the device's error in the kernel log (dmesg); serve from another node: holdfast promote {volume} there")),
+            Some(if replica.managed {
+                "look for the device's error in the kernel log (dmesg)".to_owned()
+            } else {
+                format!("look for the device's error in the kernel log (dmesg); serve from another node: holdfast promote {volume} there")
+            }),
         )),
         "Inconsistent" if replica.peers.iter().any(|peer| peer.connection == "SyncTarget") => list.push(note(
             "this copy is being brought level; it cannot be served before that is done".into(),
@@ -95,7 +103,8 @@ fn service(volume: &str, own: &str, replica: &ReplicaReport, list: &mut Vec<Advi
     let missing: Vec<&PeerReport> =
         replica.peers.iter().filter(|peer| peer.member && !is_connected(peer)).collect();
     if let Some(reason) = &replica.frozen {
-        list.push(failure(format!("I/O waits: {reason}"), frozen_cure(volume, &missing)));
+        let cure = if replica.managed { Some(MANAGED.to_owned()) } else { frozen_cure(volume, &missing) };
+        list.push(failure(format!("I/O waits: {reason}"), cure));
     }
     if is_primary {
         let is_alone = replica.record.in_sync.iter().all(|node| node == own);
@@ -111,6 +120,11 @@ fn service(volume: &str, own: &str, replica: &ReplicaReport, list: &mut Vec<Advi
         return;
     }
     let refused = names_of(&replica.peers, is_refused);
+    if replica.managed {
+        // Whom it is to follow it need not find out itself.
+        return list
+            .push(note("no replica connected to this one is Primary".into(), Some(MANAGED.to_owned())));
+    }
     let may_serve =
         replica.record.in_sync.is_empty() || replica.record.in_sync.iter().any(|node| node == own);
     match &replica.record.primary {

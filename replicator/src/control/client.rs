@@ -14,7 +14,8 @@ use thiserror::Error;
 use tokio::net::UnixStream;
 
 use super::json::{
-    Demote, Done, Failure, FailureReason, Invalidate, NodeStatus, Promote, Shrink, Version, VolumeReport,
+    Demote, Done, Failure, FailureReason, Invalidate, Lease, NodeStatus, OpenEpoch, Promote, Release, Seal,
+    Sealed, Shrink, TellRecord, Version, VolumeReport,
 };
 
 /// Bytes of an answer.
@@ -34,10 +35,12 @@ pub enum ClientError {
         source: io::Error,
     },
     /// No answer in time.
-    #[error("the process on {} did not answer within {} seconds", path.display(), DEADLINE.as_secs())]
+    #[error("the process on {} did not answer within {} seconds", path.display(), waited.as_secs())]
     Deadline {
         /// The socket.
         path: PathBuf,
+        /// How long it was waited for.
+        waited: Duration,
     },
     /// What came is no answer.
     #[error("{} does not speak this interface: {reason}", path.display())]
@@ -74,13 +77,20 @@ impl ClientError {
 #[derive(Clone, Debug)]
 pub struct Client {
     path: PathBuf,
+    deadline: Duration,
 }
 
 impl Client {
     /// A client of the control socket at `path`. Nothing is connected yet.
     #[must_use]
     pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned() }
+        Self { path: path.to_owned(), deadline: DEADLINE }
+    }
+
+    /// The same client with less patience, for what is answered at once or by somebody who hangs.
+    #[must_use]
+    pub fn within(self, deadline: Duration) -> Self {
+        Self { deadline, ..self }
     }
 
     /// The versions of the program and of the interface.
@@ -140,6 +150,46 @@ impl Client {
         self.ask(Method::POST, &route(volume, "/invalidate"), &body)
     }
 
+    /// Has the replica refuse every lower epoch, and come to rest.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is a no.
+    pub fn seal(&self, volume: &str, seal: &Seal) -> Result<Sealed, ClientError> {
+        self.ask(Method::POST, &route(volume, "/seal"), seal)
+    }
+
+    /// Begins a reign.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is a no.
+    pub fn open_epoch(&self, volume: &str, reign: &OpenEpoch) -> Result<Done, ClientError> {
+        self.ask(Method::POST, &route(volume, "/open-epoch"), reign)
+    }
+
+    /// Tells the replica the record as it was read back.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is a no.
+    pub fn record(&self, volume: &str, record: &TellRecord) -> Result<Done, ClientError> {
+        self.ask(Method::POST, &route(volume, "/record"), record)
+    }
+
+    /// Tells the replica until when it may answer clients.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is a no.
+    pub fn lease(&self, volume: &str, lease: Lease) -> Result<Done, ClientError> {
+        self.ask(Method::POST, &route(volume, "/lease"), &lease)
+    }
+
+    /// Ends a reign, with everything durable at the members.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is a no.
+    pub fn release(&self, volume: &str) -> Result<Done, ClientError> {
+        self.ask(Method::POST, &route(volume, "/release"), &Release {})
+    }
+
     /// Asks for what lies at `route`.
     ///
     /// # Errors
@@ -178,9 +228,9 @@ impl Client {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let unreachable = |source| ClientError::Unreachable { path: self.path.clone(), source };
         let (status, bytes) = runtime.map_err(unreachable)?.block_on(async {
-            match tokio::time::timeout(DEADLINE, self.exchange(request)).await {
+            match tokio::time::timeout(self.deadline, self.exchange(request)).await {
                 Ok(result) => result,
-                Err(_) => Err(ClientError::Deadline { path: self.path.clone() }),
+                Err(_) => Err(ClientError::Deadline { path: self.path.clone(), waited: self.deadline }),
             }
         })?;
         if status.is_success() {

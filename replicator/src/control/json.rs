@@ -82,6 +82,13 @@ pub struct ReplicaReport {
     pub serving: bool,
     /// Why clients' I/O waits, if it does.
     pub frozen: Option<String>,
+    /// Whether an orchestrator decides who is Primary and who is in sync.
+    pub managed: bool,
+    /// Until when clients may be answered, on `CLOCK_BOOTTIME`, in a reign that an orchestrator began; none without one,
+    /// and while there is no lease.
+    pub lease_end_ms: Option<u64>,
+    /// What a Primary wishes of the orchestrator.
+    pub wish: Option<WishReport>,
     /// `UpToDate`, `Outdated`, `Inconsistent`, `Failed`, `Attaching` or `Diskless`.
     pub disk_state: String,
     /// Whether the copy must be verified.
@@ -148,6 +155,17 @@ pub struct RecordReport {
     pub reign: String,
     /// Names of the members of the in-sync set.
     pub in_sync: Vec<String>,
+}
+
+/// Changes of the in-sync set that a Primary wishes for. They hold for the record beside them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WishReport {
+    /// Names of replicas that have everything: they are pending, and count already.
+    pub add: Vec<String>,
+    /// Names of members that do not follow.
+    pub remove: Vec<String>,
+    /// Sequence known committed.
+    pub committed: u64,
 }
 
 /// How full something is.
@@ -270,6 +288,70 @@ pub struct Invalidate {
     pub discard_my_data: bool,
 }
 
+/// Body of `POST .../seal`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Seal {
+    /// Comes back in the answer.
+    pub attempt: u64,
+    /// Above the record's epoch, and not below what was promised.
+    pub epoch: u64,
+}
+
+/// Answer to `POST .../seal`: it is done, durably, and the position does not move.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sealed {
+    /// Of the request.
+    pub attempt: u64,
+    /// The sealed replica: its position, chain, disk state, proven, promised, record.
+    pub replica: ReplicaReport,
+}
+
+/// Body of `POST .../open-epoch`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OpenEpoch {
+    /// The reign.
+    pub epoch: u64,
+    /// Version of its record.
+    pub version: u64,
+    /// Its identity, 32 hexadecimal digits.
+    pub reign: String,
+    /// Names of the members of the in-sync set.
+    pub in_sync: Vec<String>,
+    /// Counts the promotions that broke clients' sessions.
+    pub generation: u64,
+    /// Until when clients may be answered, on `CLOCK_BOOTTIME`, if that is known.
+    pub lease_end_ms: Option<u64>,
+}
+
+/// Body of `POST .../record`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TellRecord {
+    /// The reign.
+    pub epoch: u64,
+    /// Version of the record.
+    pub version: u64,
+    /// Names of the members of the in-sync set.
+    pub in_sync: Vec<String>,
+}
+
+/// Body of `POST .../lease`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lease {
+    /// The reign it is for.
+    pub epoch: u64,
+    /// Its end on `CLOCK_BOOTTIME`.
+    pub end_ms: u64,
+}
+
+/// Body of `POST .../release`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Release {}
+
 /// Answer to a POST that was done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Done {
@@ -325,6 +407,13 @@ impl ReplicaReport {
             role: core.role.to_string(),
             serving: core.serving,
             frozen: core.frozen.as_deref().map(|reason| facts.with_names(reason)),
+            managed: core.managed,
+            lease_end_ms: core.lease_end.map(|end| end.0 / 1_000_000),
+            wish: core.wish.map(|wish| WishReport {
+                add: facts.names_of(wish.add),
+                remove: facts.names_of(wish.remove),
+                committed: wish.committed.0,
+            }),
             disk_state: core.disk_state.to_string(),
             suspect: core.suspect,
             disk_full: core.disk_full,

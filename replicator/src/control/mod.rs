@@ -8,6 +8,13 @@
 //! POST /v1/volumes/{volume}/demote      {}
 //! POST /v1/volumes/{volume}/shrink      {"node": "b"}
 //! POST /v1/volumes/{volume}/invalidate  {"discard_my_data": true}
+//!
+//! of an orchestrator:
+//! POST /v1/volumes/{volume}/seal        {"attempt": 7, "epoch": 3}
+//! POST /v1/volumes/{volume}/open-epoch  {"epoch", "version", "reign", "in_sync", "generation", "lease_end_ms"}
+//! POST /v1/volumes/{volume}/record      {"epoch": 3, "version": 2, "in_sync": ["a", "b"]}
+//! POST /v1/volumes/{volume}/lease       {"epoch": 3, "end_ms": 123456}
+//! POST /v1/volumes/{volume}/release     {}
 //! ```
 //!
 //! An error is `{"error": {"code", "message", "hint"}}`. The server runs on a thread of its own and never in the

@@ -13,8 +13,8 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use hyper::body::Bytes;
 use replicator_core::command::AdminError;
-use replicator_core::event::AdminAction;
-use replicator_core::units::ReignId;
+use replicator_core::event::{AdminAction, Reign};
+use replicator_core::units::{Epoch, Instant, NodeId, NodeSet, ReignId};
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::de::DeserializeOwned;
 
@@ -22,7 +22,8 @@ use super::Volume;
 use super::activity::Activity;
 use super::facts::Facts;
 use super::json::{
-    Demote, Done, Failure, FailureReason, Invalidate, NodeStatus, Promote, Shrink, Version, VolumeReport,
+    Demote, Done, Failure, FailureReason, Invalidate, Lease, NodeStatus, OpenEpoch, Promote, Release, Seal,
+    Sealed, Shrink, TellRecord, Version, VolumeReport,
 };
 use crate::error::VolumeError;
 
@@ -53,6 +54,11 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/volumes/{volume}/demote", post(demote))
         .route("/v1/volumes/{volume}/shrink", post(shrink))
         .route("/v1/volumes/{volume}/invalidate", post(invalidate))
+        .route("/v1/volumes/{volume}/seal", post(seal))
+        .route("/v1/volumes/{volume}/open-epoch", post(open_epoch))
+        .route("/v1/volumes/{volume}/record", post(record))
+        .route("/v1/volumes/{volume}/lease", post(lease))
+        .route("/v1/volumes/{volume}/release", post(release))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(from_fn(take_body))
@@ -155,12 +161,91 @@ async fn shrink(
     body: Bytes,
 ) -> Result<Json<Done>, Refusal> {
     let request: Shrink = parse(&body)?;
-    let node = shared.facts.id_of(&request.node).ok_or_else(|| {
-        let known = shared.facts.node_names().join(", ");
-        let message = format!("there is no node \"{}\" in this cluster", request.node);
-        Refusal::new(StatusCode::BAD_REQUEST, "unknown-node", message, format!("its nodes are: {known}"))
-    })?;
+    let node = node_of(&shared, &request.node)?;
     act(&shared, &name, AdminAction::Shrink { node }).await
+}
+
+fn node_of(shared: &Shared, name: &str) -> Result<NodeId, Refusal> {
+    shared.facts.id_of(name).ok_or_else(|| {
+        let known = shared.facts.node_names().join(", ");
+        let message = format!("there is no node \"{name}\" in this cluster");
+        Refusal::new(StatusCode::BAD_REQUEST, "unknown-node", message, format!("its nodes are: {known}"))
+    })
+}
+
+fn set_of(shared: &Shared, names: &[String]) -> Result<NodeSet, Refusal> {
+    names.iter().try_fold(NodeSet(0), |set, name| Ok(set.with(node_of(shared, name)?)))
+}
+
+fn instant_of(ms: u64) -> Instant {
+    Instant(0).plus_ms(ms)
+}
+
+async fn seal(
+    State(shared): AppState,
+    VolumeName(name): VolumeName,
+    body: Bytes,
+) -> Result<Json<Sealed>, Refusal> {
+    let Seal { attempt, epoch } = parse(&body)?;
+    let Json(Done { .. }) = act(&shared, &name, AdminAction::Seal { epoch: Epoch(epoch) }).await?;
+    // Asked for now, it is as it was when the seal was answered, or the promise in it tells that it is not.
+    let report = report(&shared, find(&shared, &name)?).await?;
+    match report.replica {
+        Some(replica) => Ok(Json(Sealed { attempt, replica })),
+        None => {
+            let message = "it was sealed, and does not answer any more".to_owned();
+            Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "stopped", message, None))
+        }
+    }
+}
+
+async fn open_epoch(
+    State(shared): AppState,
+    VolumeName(name): VolumeName,
+    body: Bytes,
+) -> Result<Json<Done>, Refusal> {
+    let request: OpenEpoch = parse(&body)?;
+    let reign = u128::from_str_radix(&request.reign, 16).map_err(|_| {
+        let message = format!("\"{}\" is no identity of a reign", request.reign);
+        Refusal::new(StatusCode::BAD_REQUEST, "bad-json", message, "32 hexadecimal digits".to_owned())
+    })?;
+    let reign = Reign {
+        epoch: Epoch(request.epoch),
+        version: request.version,
+        reign: ReignId(reign),
+        in_sync: set_of(&shared, &request.in_sync)?,
+        generation: request.generation,
+        lease_end: request.lease_end_ms.map(instant_of),
+    };
+    act(&shared, &name, AdminAction::OpenEpoch(reign)).await
+}
+
+async fn record(
+    State(shared): AppState,
+    VolumeName(name): VolumeName,
+    body: Bytes,
+) -> Result<Json<Done>, Refusal> {
+    let TellRecord { epoch, version, in_sync } = parse(&body)?;
+    let in_sync = set_of(&shared, &in_sync)?;
+    act(&shared, &name, AdminAction::Record { epoch: Epoch(epoch), version, in_sync }).await
+}
+
+async fn lease(
+    State(shared): AppState,
+    VolumeName(name): VolumeName,
+    body: Bytes,
+) -> Result<Json<Done>, Refusal> {
+    let Lease { epoch, end_ms } = parse(&body)?;
+    act(&shared, &name, AdminAction::Lease { epoch: Epoch(epoch), end: instant_of(end_ms) }).await
+}
+
+async fn release(
+    State(shared): AppState,
+    VolumeName(name): VolumeName,
+    body: Bytes,
+) -> Result<Json<Done>, Refusal> {
+    let _: Release = parse(&body)?;
+    act(&shared, &name, AdminAction::Release).await
 }
 
 async fn invalidate(
@@ -233,6 +318,12 @@ fn refusal_of(facts: &Facts, volume: &str, error: &VolumeError) -> Refusal {
             message,
             format!("holdfast status {volume} says more"),
         ),
+        VolumeError::Refused(AdminError::Managed(_)) => {
+            let hint = format!(
+                "holdfast cluster move {volume} --to NODE; holdfast cluster status says what it does"
+            );
+            Refusal::new(StatusCode::CONFLICT, "managed", message, hint)
+        }
         VolumeError::Refused(AdminError::NeedsForce(_)) => {
             let hint = format!("if the missing ones are surely down: holdfast promote {volume} --force");
             Refusal::new(StatusCode::CONFLICT, "needs-force", message, hint)

@@ -11,7 +11,7 @@ use replicator_core::command::AdminError;
 use replicator_core::compare::{Verdict, verdict};
 use replicator_core::config::Protocol;
 use replicator_core::disk::superblock::{DiskState, LogPoint, Record};
-use replicator_core::event::AdminAction;
+use replicator_core::event::{AdminAction, Reign};
 use replicator_core::history::History;
 use replicator_core::status::{Connection, Counters, PeerStatus, Role, Status};
 use replicator_core::units::{Chain, Epoch, NodeId, NodeSet, Position, ReignId, Sequence};
@@ -85,6 +85,9 @@ fn healthy() -> Status {
         role: Role::Primary,
         serving: true,
         frozen: None,
+        managed: false,
+        lease_end: None,
+        wish: None,
         disk_state: DiskState::UpToDate,
         suspect: false,
         disk_full: false,
@@ -240,6 +243,41 @@ fn actions_reach_the_volume() {
 }
 
 #[test]
+fn an_orchestrators_requests_become_actions() {
+    let bench = Bench::new();
+    let client = bench.client();
+    let sealed = client.seal("r0", &json::Seal { attempt: 7, epoch: 3 }).unwrap();
+    assert_eq!((sealed.attempt, sealed.replica.promised), (7, 2));
+    let in_sync = vec!["alpha".to_owned(), "beta".to_owned()];
+    let reign = json::OpenEpoch {
+        epoch: 3,
+        version: 1,
+        reign: "0a".to_owned(),
+        in_sync: in_sync.clone(),
+        generation: 4,
+        lease_end_ms: Some(5),
+    };
+    client.open_epoch("r0", &reign).unwrap();
+    client.record("r0", &json::TellRecord { epoch: 3, version: 2, in_sync }).unwrap();
+    client.lease("r0", json::Lease { epoch: 3, end_ms: 6 }).unwrap();
+    client.release("r0").unwrap();
+    let (epoch, in_sync) = (Epoch(3), NodeSet::only(NodeId(0)).with(NodeId(1)));
+    let end = |ms: u64| replicator_core::units::Instant(ms * 1_000_000);
+    let reign =
+        Reign { epoch, version: 1, reign: ReignId(10), in_sync, generation: 4, lease_end: Some(end(5)) };
+    let expected = [
+        AdminAction::Seal { epoch },
+        AdminAction::OpenEpoch(reign),
+        AdminAction::Record { epoch, version: 2, in_sync },
+        AdminAction::Lease { epoch, end: end(6) },
+        AdminAction::Release,
+    ];
+    assert_eq!(*bench.volume.asked.lock().unwrap(), expected);
+    let stranger = json::TellRecord { epoch: 3, version: 2, in_sync: vec!["gamma".to_owned()] };
+    assert_eq!(refusal(&client.record("r0", &stranger).unwrap_err()).0, "unknown-node");
+}
+
+#[test]
 fn refusals_have_code_cause_and_cure() {
     let bench = Bench::new();
     let cases = [
@@ -254,6 +292,12 @@ fn refusals_have_code_cause_and_cure() {
             "needs-force",
             "beta",
             "--force",
+        ),
+        (
+            VolumeError::Refused(AdminError::Managed("an orchestrator decides".into())),
+            "managed",
+            "orchestrator",
+            "holdfast cluster move r0",
         ),
         (VolumeError::Refused(AdminError::Device("EIO".into())), "device", "EIO", "dmesg"),
         (VolumeError::Deadline(30_000), "deadline", "30000 ms", "holdfast status r0"),

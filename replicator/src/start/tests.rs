@@ -24,6 +24,7 @@ fn options(dir: &Path) -> VolumeOptions {
             volume: VolumeId(7),
             incarnation: Incarnation(1),
             on_peer_loss: OnPeerLoss::Freeze,
+            managed: false,
             arena_bytes: 16 << 20,
             frames_in_flight_max: 2,
             sync_interval_ms: 50,

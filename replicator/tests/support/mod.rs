@@ -44,6 +44,7 @@ fn options(dir: &Path, node: u8, addresses: &[SocketAddr], protocol: Protocol) -
             volume: VolumeId(0x1234_5678),
             incarnation: Incarnation(1),
             on_peer_loss: OnPeerLoss::Freeze,
+            managed: false,
             arena_bytes: 32 << 20,
             frames_in_flight_max: 2,
             sync_interval_ms: 50,

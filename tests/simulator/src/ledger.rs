@@ -69,6 +69,8 @@ struct Replica {
     has: Vec<Level>,
     /// The most it ever had, since it was last cut.
     ever: Vec<Level>,
+    /// What it had of the frames that it cut, when it did.
+    before_cut: HashMap<usize, Level>,
     places: BTreeMap<u64, Place>,
     /// What was to be overwritten, which a crash may have prevented.
     ghosts: Vec<(u64, Place)>,
@@ -141,6 +143,7 @@ impl Replica {
             log: Vec::new(),
             has: Vec::new(),
             ever: Vec::new(),
+            before_cut: HashMap::new(),
             places: BTreeMap::new(),
             ghosts: Vec::new(),
             place_of: HashMap::new(),
@@ -235,6 +238,14 @@ impl Ledger {
         self.replicas[x].ever.get(frame).copied().unwrap_or_default()
     }
 
+    /// What Primary `p` may go by: the most that `r` ever had, or, if it left the reign of `p` for a later one, had when
+    /// it did. What it said before may reach `p` after.
+    fn told(&self, p: usize, r: usize, frame: usize) -> Level {
+        let (mine, theirs) = (self.replicas[p].saved.record.epoch, self.replicas[r].saved.promised);
+        let had = self.replicas[r].before_cut.get(&frame).copied().filter(|_| theirs > mine);
+        self.ever(r, frame).max(had.unwrap_or_default())
+    }
+
     fn raise(&mut self, x: usize, frame: usize, level: Level) {
         let replica = &mut self.replicas[x];
         if replica.has.len() <= frame {
@@ -248,6 +259,7 @@ impl Ledger {
     fn drop_beyond(&mut self, x: usize, first: u64) {
         let replica = &mut self.replicas[x];
         while let Some(frame) = replica.log.pop_if(|frame| self.frames[*frame].last >= first) {
+            replica.before_cut.insert(frame, replica.ever[frame]);
             replica.has[frame] = Level::None;
             replica.ever[frame] = Level::None;
         }
@@ -943,14 +955,12 @@ impl Ledger {
                 (false, true) => Level::Received,
                 (false, false) => Level::Written,
             };
-            if self.ever(r, frame) < need && !self.replicas[r].void && !self.replicas[p].void {
+            let has = self.told(p, r, frame);
+            if has < need && !self.replicas[r].void && !self.replicas[p].void {
                 let last = self.frames[frame].last;
                 broken(
                     rule,
-                    format!(
-                        "node {p} answers for entry {last}; member {r} has it {:?}, not {need:?}",
-                        self.ever(r, frame)
-                    ),
+                    format!("node {p} answers for entry {last}; member {r} has it {has:?}, not {need:?}"),
                 );
             }
         }
@@ -1021,10 +1031,11 @@ impl Ledger {
         };
         let start = self.reigns[reign].start;
         for r in nodes_of(self.members_at(p)) {
-            if self.ever(r, start) < Level::Durable && !self.replicas[r].void {
+            let has = self.told(p, r, start);
+            if has < Level::Durable && !self.replicas[r].void {
                 broken(
                     "served-before-stable",
-                    format!("node {p} serves; member {r} has the epoch's start {:?}", self.ever(r, start)),
+                    format!("node {p} serves; member {r} has the epoch's start {has:?}"),
                 );
             }
         }
@@ -1049,11 +1060,12 @@ impl Ledger {
     fn excuse(&mut self, p: usize, reign: usize, index: usize) {
         let obligation = &self.obligations[index];
         let (frame, flushed, holders) = (obligation.frame, obligation.flushed, obligation.holders);
-        // The reign that first went on without it, and the one in which it went its own way, if it did.
+        // The reign that first went on without it, and the one in which it went its own way, if it did. Where a later
+        // reign went on from this one, which does not know it yet, only the later one parted from anybody.
         let (here, there) = self.parting(self.end_of(p).0, self.frames[frame].chain);
-        let lost_by = here.expect("the frame is not in the log");
-        let (opener, forced) = (self.reigns[lost_by].opener, self.reigns[lost_by].forced);
-        let forced = forced || there.is_some_and(|there| self.reigns[there].forced);
+        let lost_by = here.unwrap_or(reign);
+        let opener = self.reigns[lost_by].opener;
+        let forced = [here, there].into_iter().flatten().any(|reign| self.reigns[reign].forced);
         let not_held = !holders.contains(id_of(opener));
         let media = self.replicas[opener].void || nodes_of(holders).any(|r| self.replicas[r].void);
         if (forced && not_held) || self.reigns[lost_by].excused.contains(&frame) || media {

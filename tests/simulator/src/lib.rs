@@ -7,6 +7,7 @@
 //!   world    nodes, clients, time; one random thing after the other happens
 //!   node, disk, network                     what is simulated
 //!   checker  what clients may see           ledger  what replicas may do
+//!   manager  a configuration manager        leases  who may answer when there is one
 //! ```
 
 #![expect(
@@ -17,7 +18,9 @@
 pub mod checker;
 pub mod disk;
 pub mod exhaust;
+pub mod leases;
 pub mod ledger;
+pub mod manager;
 pub mod network;
 pub mod node;
 pub mod plan;

@@ -120,6 +120,13 @@ impl Fault {
         )
     }
 
+    /// What only an operator without a configuration manager does, or only a person can put right.
+    fn is_operators(self) -> bool {
+        self.is_error()
+            || self.is_lie()
+            || matches!(self, Self::Promote | Self::Force | Self::Shrink | Self::Reconfigure)
+    }
+
     /// The device lies, or was tampered with: what it promised is void, that it must be noticed is not.
     fn is_lie(self) -> bool {
         matches!(self, Self::SuperblockRot | Self::RingRot | Self::LyingDisk | Self::OldImage)
@@ -148,7 +155,9 @@ impl Plan {
     /// The plan of a seed.
     pub fn draw(seed: u64) -> Self {
         let mut random = Random::new(seed ^ 0x005e_ed0f_9a17);
-        let setup = draw_setup(&mut random);
+        let mut setup = draw_setup(&mut random);
+        // Drawn apart, so that runs without a configuration manager stay what they were.
+        setup.managed = Random::new(seed ^ 0x001e_a5ed).percent(25);
         let mut clocks = vec![Clock::default(); setup.nodes];
         if random.percent(50) {
             for clock in &mut clocks {
@@ -156,12 +165,16 @@ impl Plan {
                 clock.drift_permille = i64::try_from(random.below(41)).unwrap() - 20;
             }
         }
+        let mut chances = draw_chances(&mut random);
+        if setup.managed {
+            chances.retain(|fault, _| !fault.is_operators());
+        }
         let steps = *pick(&mut random, &[400, 1000, 1000, 1500, 3000]);
         Self {
             seed,
             steps,
             client_percent: *pick(&mut random, &[5, 20, 30, 30, 60]),
-            chances: draw_chances(&mut random),
+            chances,
             bias_permille: *pick(&mut random, &[0, 5, 20, 60]),
             clocks,
             ends_dark: random.percent(30),

@@ -16,7 +16,8 @@ use replicator_core::recovery::RecoverError;
 use replicator_core::status::{Connection, Role};
 use replicator_core::units::{AdminId, NodeId};
 
-use crate::disk::SimDisk;
+use crate::disk::{SECTOR, SimDisk};
+use crate::manager::Manager;
 use crate::node::{Io, StartError};
 use crate::plan::{Fault, Plan};
 use crate::random::Random;
@@ -106,6 +107,8 @@ pub struct Run {
     image: Option<(usize, SimDisk, SimDisk)>,
     tries: usize,
     busy_until: u64,
+    /// Who decides, if not the operators.
+    manager: Option<Manager>,
 }
 
 fn node_id(node: usize) -> NodeId {
@@ -124,6 +127,7 @@ impl Run {
         }));
         let mut world = World::new(plan.seed, &plan.setup);
         world.rough = true;
+        let members = world.status(0).expect("it has started").record.in_sync;
         for node in 0..nodes {
             world.set_clock(node, plan.clocks[node]);
         }
@@ -139,6 +143,7 @@ impl Run {
             image: None,
             tries: 0,
             busy_until: 0,
+            manager: plan.setup.managed.then(|| Manager::new(nodes, members)),
         }
     }
 
@@ -182,9 +187,10 @@ impl Run {
 
     fn safety_step(&mut self) {
         let world = &mut self.world;
-        if world.serving().is_none() && world.random.percent(8) {
+        if world.serving().is_none() && world.random.percent(8) && self.manager.is_none() {
             self.want_primary();
         }
+        self.manage();
         if self.world.random.percent(self.plan.client_percent) {
             self.world.client();
         }
@@ -195,6 +201,12 @@ impl Run {
         }
         self.hear_answers();
         self.moments_strike();
+    }
+
+    fn manage(&mut self) {
+        if let Some(manager) = &mut self.manager {
+            manager.turn(&mut self.world);
+        }
     }
 
     /// Each kind of fault may happen by itself.
@@ -482,6 +494,7 @@ impl Run {
     /// Faults stop.
     fn calm(&mut self) {
         self.devices.borrow_mut().active = false;
+        self.manager.iter_mut().for_each(|manager| manager.rough = false);
         self.world.moments.clear();
         let count = self.world.nodes.len();
         for a in 0..count {
@@ -508,6 +521,7 @@ impl Run {
         while self.world.now < deadline {
             let until = self.world.now + 500 * MS;
             while self.world.now < until {
+                self.manage();
                 if !self.world.step() {
                     self.world.pass_time();
                 }
@@ -612,8 +626,10 @@ impl Run {
             }
             return true;
         }
-        // A ring that cannot be read brings nobody level.
-        if self.spoiled[p] {
+        // What cannot be read on the Primary's disk cannot be sent, and nobody else is asked for it.
+        let volume_bytes = self.world.sectors * SECTOR;
+        let is_readable = self.world.nodes[p].disk.is_readable(0, volume_bytes);
+        if status.disk_state == DiskState::Inconsistent && !is_readable {
             return true;
         }
         let reason =
@@ -633,7 +649,7 @@ impl Run {
 
     /// What a sensible operator does now.
     fn operator(&mut self) {
-        if !self.asks.is_empty() || self.world.now < self.busy_until {
+        if !self.asks.is_empty() || self.world.now < self.busy_until || self.manager.is_some() {
             return;
         }
         let count = self.world.nodes.len();

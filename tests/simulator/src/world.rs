@@ -21,6 +21,7 @@ use replicator_core::wire::envelope::{Envelope, MessageKind};
 
 use crate::checker::{Checker, stamp};
 use crate::disk::SECTOR;
+use crate::leases::Leases;
 use crate::ledger::Ledger;
 use crate::network::{Route, Wire};
 use crate::node::{Io, Node, Out, Seen, StartError};
@@ -69,6 +70,8 @@ pub struct Setup {
     /// How each node is fed, where that is not `protocol`.
     pub protocols: Vec<Protocol>,
     pub on_peer_loss: OnPeerLoss,
+    /// Whether a configuration manager decides, and grants leases.
+    pub managed: bool,
     pub sectors: usize,
     pub journal_bytes: u64,
     /// Bytes of the ring that are behind the log already when it begins: how far the first lap still goes.
@@ -89,6 +92,7 @@ impl Default for Setup {
             protocol: Protocol::C,
             protocols: Vec::new(),
             on_peer_loss: OnPeerLoss::Freeze,
+            managed: false,
             sectors: 128,
             journal_bytes: (1 << 20) + (17 << 20),
             ring_start: 0,
@@ -189,6 +193,8 @@ pub struct World {
     pub flushes: u64,
     /// Completed I/O.
     pub ios: u64,
+    /// What leases allow, in a world with a configuration manager.
+    leases: Leases,
     checkers: Vec<Checker>,
     wires: Vec<Wire>,
     requests: Vec<Request>,
@@ -211,6 +217,7 @@ fn config(setup: &Setup, node: usize) -> Config {
         volume: VolumeId(0x1234_5678),
         incarnation: Incarnation(1),
         on_peer_loss: setup.on_peer_loss,
+        managed: setup.managed,
         arena_bytes: setup.arena_bytes,
         frames_in_flight_max: setup.frames_in_flight_max,
         sync_interval_ms: setup.sync_interval_ms,
@@ -274,6 +281,7 @@ impl World {
             reads: 0,
             flushes: 0,
             ios: 0,
+            leases: Leases::new(setup.nodes, setup.managed),
             checkers: (0..setup.nodes).map(|_| Checker::new(&zeros)).collect(),
             wires: Vec::new(),
             requests: Vec::new(),
@@ -757,6 +765,10 @@ impl World {
             for (id, result) in std::mem::take(&mut self.nodes[index].completed) {
                 let Some(at) = self.requests.iter().position(|request| request.id == id) else { continue };
                 let request = self.requests.swap_remove(at);
+                if result.is_ok() {
+                    let (now, epoch) = (self.instant(index), self.ledger.saved(index).record.epoch);
+                    self.leases.answered(index, now, epoch);
+                }
                 self.finish_request(index, request, result.is_ok());
             }
         }
@@ -1011,6 +1023,7 @@ impl World {
         if let AdminAction::Promote { force, .. } = action {
             self.ledger.promoting(node, force);
         }
+        self.leases.told(node, action);
         let now = self.instant(node);
         self.nodes[node].handle(now, Event::Admin { id, action });
         self.collect();

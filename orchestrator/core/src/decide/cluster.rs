@@ -5,8 +5,9 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use super::candidate::{best, fit, reasons};
+use super::candidate::{best, fit, knows_itself_out, reasons};
 use super::fence;
+use super::seal::{Sealing, beyond, sealing};
 use super::{Decision, Need, Note, Proposal, Severity};
 use crate::fence::Mode;
 use crate::lease::Terms;
@@ -15,7 +16,7 @@ use crate::power::Off;
 use crate::proof::{Proof, Resource, is_fencing};
 use crate::record::{Change, ChangeKind, Record, Takeover};
 use crate::state::{Command, State};
-use crate::units::{Epoch, Instant, NodeId, NodeSet, ReignId};
+use crate::units::{Instant, NodeId, NodeSet, ReignId};
 use crate::view::{Copy, Health, Replica, ReplicaView, Role, View};
 
 /// What is to be proposed now, and what is to be said.
@@ -106,32 +107,32 @@ impl One<'_> {
             .collect();
         let serving: NodeSet =
             replicas().filter(|(_, replica)| replica.role == Role::Primary).map(|(node, _)| node).collect();
-        let promised = replicas().map(|(_, replica)| replica.promised).max().unwrap_or_default();
-        let (primary, opened) = match (serving.len(), serving.iter().next()) {
-            (0, _) => (replicas().map(|(node, _)| node).find(|node| in_sync.contains(*node)), false),
-            (1, primary) => (primary, true),
-            _ => {
-                let names = self.policy.names(serving.iter());
-                return self
-                    .say(Severity::Error, format!("{names} are primary at the same time: demote one"));
+        if serving.len() > 1 {
+            let names = self.policy.names(serving.iter());
+            let text = format!("{names} are primary at the same time: demote one");
+            return self.say(Severity::Error, text);
+        }
+        if in_sync.is_empty() {
+            let text = "no replica is UpToDate and in sync: nothing can be promoted";
+            return self.say(Severity::Error, String::from(text));
+        }
+        let (epoch, in_sync) = match sealing(self.view, self.volume, in_sync, newest.record.0) {
+            Sealing::Done(epoch, sealed) => (epoch, sealed),
+            Sealing::Ask(seals) => {
+                self.out.seals.extend(seals);
+                let text = "has no record yet: its replicas are asked to promise the first epoch";
+                return self.say(Severity::Error, String::from(text));
             }
         };
-        let Some(primary) = primary.filter(|primary| in_sync.contains(*primary)) else {
-            return self.say(
-                Severity::Error,
-                String::from("no replica is UpToDate and in sync: nothing can be promoted"),
-            );
+        let sealed = replicas().enumerate().filter(|(_, (node, _))| in_sync.contains(*node));
+        let best = sealed
+            .max_by_key(|(place, (_, replica))| (replica.proven, replica.head, core::cmp::Reverse(*place)));
+        let Some((_, (primary, _))) = best else {
+            return self
+                .say(Severity::Error, String::from("has no record yet: no replica gives its promise"));
         };
-        let epoch = if opened { newest.record.0 } else { promised.max(newest.record.0).next() };
-        let reason = if opened {
-            format!("{} serves it already", self.name(primary))
-        } else {
-            format!("all replicas have reported, {} is the first in sync", self.name(primary))
-        };
-        // Who is to serve counts whoever answers it; they come into the record when it says so.
-        let in_sync = if opened { in_sync } else { NodeSet::only(primary) };
-        let command =
-            Command::Create { volume: self.volume.id, epoch, primary, reign: self.reign, in_sync, opened };
+        let reason = format!("all replicas have reported, {} has everything", self.name(primary));
+        let command = Command::Create { volume: self.volume.id, epoch, primary, reign: self.reign, in_sync };
         self.out.proposals.push(Proposal { command, reason });
     }
 
@@ -143,6 +144,10 @@ impl One<'_> {
             return self.take_over(record, "nobody is primary");
         };
         if let Some(why) = self.ended(record, primary) {
+            return self.take_over(record, &why);
+        }
+        if let Some((node, epoch)) = beyond(self.view, self.volume, record.epoch) {
+            let why = format!("{} has promised epoch {epoch} and follows no lower one", self.name(node));
             return self.take_over(record, &why);
         }
         let Some(replica) = self.view.replica(self.volume.id, primary) else {
@@ -174,7 +179,9 @@ impl One<'_> {
             ReplicaView::Running(replica) => match (&replica.copy, replica.role) {
                 (Copy::Unusable(state), _) => Some(format!("the copy on {name} is {state}")),
                 // One that was opened is never continued: the process has restarted, or was demoted by hand.
-                (Copy::UpToDate, Role::Secondary) if record.opened => Some(format!("{name} serves no more")),
+                (Copy::UpToDate, Role::Secondary) if record.opened || replica.record.0 >= record.epoch => {
+                    Some(format!("{name} serves no more"))
+                }
                 _ => None,
             },
         }
@@ -231,11 +238,25 @@ impl One<'_> {
                 return self.say(Severity::Error, text);
             }
         };
+        let (epoch, sealed) = match sealing(self.view, self.volume, record.in_sync, record.epoch) {
+            Sealing::Done(epoch, sealed) => (epoch, sealed),
+            Sealing::Ask(seals) => {
+                let asked = self.policy.names(seals.iter().map(|seal| seal.node));
+                self.out.seals.extend(seals);
+                return self
+                    .say(Severity::Error, format!("{why}; {asked} are asked to promise another epoch"));
+            }
+        };
+        // Who knows itself that others went on without it does not come back into the set by this.
+        let knows_itself = |other: &NodeId| {
+            let replica = self.view.replica(self.volume.id, *other);
+            replica.is_some_and(|replica| !knows_itself_out(replica, record, *other))
+        };
         let takeover = Takeover {
-            epoch: self.next_epoch(record),
+            epoch,
             primary: node,
             reign: self.reign,
-            in_sync: NodeSet::only(node),
+            in_sync: sealed.iter().filter(knows_itself).collect(),
             proof,
             breaks_sessions: !replica.proven,
         };
@@ -312,23 +333,12 @@ impl One<'_> {
         if is_over || absent.is_empty() { None } else { Some(absent) }
     }
 
-    fn next_epoch(&self, record: &Record) -> Epoch {
-        let promised =
-            self.volume.replicas.iter().filter_map(|node| self.view.replica(self.volume.id, *node));
-        promised
-            .map(|replica| replica.promised.max(replica.record.0))
-            .max()
-            .unwrap_or_default()
-            .max(record.epoch)
-            .next()
-    }
-
     /// Proposes what the primary asks for. It knows what it waits for, and asks for one thing at a time.
     fn relay(&mut self, record: &Record, primary: NodeId) {
         let report = self.view.nodes.get(&primary).and_then(|node| node.report.as_ref());
         let request = report.and_then(|report| report.requests.get(&self.volume.id));
         let is_its = |kind: &ChangeKind| {
-            matches!(kind, ChangeKind::Opened { .. } | ChangeKind::Shrink { .. } | ChangeKind::Grow { .. })
+            matches!(kind, ChangeKind::Opened | ChangeKind::Shrink { .. } | ChangeKind::Grow { .. })
         };
         if let Some(request) = request.filter(|request| request.change.expected == record.order())
             && is_its(&request.change.kind)
@@ -361,7 +371,14 @@ impl One<'_> {
         let leaves = self.state.standby.contains(&primary);
         let target = match wanted {
             Some(wanted) if wanted != primary => {
+                let is_steady = self.view.nodes.get(&wanted).is_some_and(|node| node.health == Health::Alive);
                 match fit(self.state, self.view, self.volume, record, wanted) {
+                    // Somebody else would be preferred, and it would move for nothing.
+                    Ok(_) if !is_steady => {
+                        let text = format!("is wanted on {}, which is in quarantine", self.name(wanted));
+                        self.say(Severity::Warning, text);
+                        None
+                    }
                     Ok(_) => Some(wanted),
                     Err(unfit) => {
                         let text = format!("is wanted on {}, which {}", self.name(wanted), unfit.text());

@@ -7,6 +7,7 @@ mod fence;
 mod grant;
 mod node;
 mod plan;
+mod seal;
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -20,12 +21,15 @@ pub use fence::{Awaited, Need, executor, fed_until};
 pub use grant::{Withheld, may_grant};
 pub use node::{Local, Step, StepKind, node, wants_lease};
 pub use plan::{Planned, plan};
+pub use seal::Seal;
 
 /// What the leader is to do, and why nothing else.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Decision {
     /// Entries to propose, in order; each is checked again when it is applied.
     pub proposals: Vec<Proposal>,
+    /// Replicas that are to promise an epoch before something can be proposed; all can be asked at once.
+    pub seals: Vec<Seal>,
     /// What is so, for people: why something is done or is not.
     pub notes: Vec<Note>,
     /// Nodes that something waits for to be off.

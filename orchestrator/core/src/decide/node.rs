@@ -1,4 +1,5 @@
-//! What each node does about its own replicas: it follows the record, and serves only with a lease.
+//! What each node does about its own replicas: it tells them the record, and begins and ends reigns as that says. Whether
+//! clients are answered is the lease's matter, which the replica keeps itself.
 
 use alloc::collections::BTreeMap;
 use alloc::format;
@@ -6,7 +7,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::policy::Policy;
-use crate::record::{Change, ChangeKind, Record};
+use crate::record::{Change, ChangeKind, Order, Record};
 use crate::state::State;
 use crate::units::{Epoch, Instant, NodeId, NodeSet, VolumeId};
 use crate::view::{Replica, ReplicaView, Request, Role};
@@ -20,8 +21,6 @@ pub struct Local {
     pub replicas: BTreeMap<VolumeId, ReplicaView>,
     /// Until when it may serve.
     pub leases: BTreeMap<VolumeId, Instant>,
-    /// This process, drawn when it started.
-    pub process: u64,
     /// What it has asked for and may still come to be.
     pub requests: BTreeMap<VolumeId, Request>,
     /// Members that do not follow the primary here, and since when.
@@ -35,6 +34,8 @@ pub struct Step {
     pub volume: VolumeId,
     /// What.
     pub kind: StepKind,
+    /// The record that it follows from.
+    pub record: Record,
     /// Why.
     pub reason: String,
 }
@@ -42,17 +43,12 @@ pub struct Step {
 /// What to do about a replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum StepKind {
-    /// It is to begin to serve.
-    Promote {
-        /// In an epoch not below this one.
-        epoch: Epoch,
-        /// Whether the record names no other member, so that it need not wait for the word of any.
-        alone: bool,
-    },
-    /// It is to stop serving.
-    Demote,
-    /// It is to go on without a member that the record does not name any more.
-    Shrink(NodeId),
+    /// It is to begin the reign of the record.
+    Open(Epoch),
+    /// It is to stop serving, with everything durable at the members.
+    Release,
+    /// It is to know the record as of this epoch and version. One that reigns by a lower epoch ends at once.
+    Tell(Order),
 }
 
 impl Local {
@@ -64,7 +60,7 @@ impl Local {
             let (ReplicaView::Running(replica), Some(record)) = (view, state.records.get(volume)) else {
                 continue;
             };
-            if replica.role == Role::Primary && record.primary == Some(me) {
+            if reigns(record, me, replica) {
                 for node in record.in_sync.without(me).difference(replica.following).iter() {
                     let since = self.unfollowed.get(&(*volume, node)).copied();
                     missing.insert((*volume, node), since.unwrap_or(self.now));
@@ -98,41 +94,44 @@ pub fn node(state: &State, policy: &Policy, me: NodeId, local: &Local) -> Vec<St
         let (ReplicaView::Running(replica), Some(record)) = (view, state.records.get(volume)) else {
             continue;
         };
-        let has_lease = local.leases.get(volume).is_some_and(|until| local.now < *until);
-        let mut step = |kind, reason| steps.push(Step { volume: *volume, kind, reason });
+        let mut step = |kind, reason| {
+            steps.push(Step { volume: *volume, kind, record: record.clone(), reason });
+        };
         match replica.role {
             Role::Secondary => {
-                let is_mine = record.primary == Some(me) && !record.opened;
-                if is_mine && has_lease {
-                    let alone = record.in_sync == NodeSet::only(me);
-                    step(
-                        StepKind::Promote { epoch: record.epoch, alone },
-                        format!("the record names it, epoch {}", record.epoch),
-                    );
+                // Without a lease, too: it answers nobody, and is ready when it has one.
+                if record.primary == Some(me) && !record.opened && replica.record.0 < record.epoch {
+                    let reason = format!("the record names it, epoch {}", record.epoch);
+                    step(StepKind::Open(record.epoch), reason);
                 }
             }
+            Role::Primary | Role::Changing if replica.record.0 < record.epoch => {
+                let reason =
+                    format!("its epoch {} is over, the record is of {}", replica.record.0, record.epoch);
+                step(StepKind::Tell(record.order()), reason);
+            }
             // On its way up it may not arrive; on its way down, being asked again does no harm.
-            Role::Primary | Role::Changing if record.primary != Some(me) => {
+            Role::Primary | Role::Changing if !reigns(record, me, replica) => {
                 let text = match record.primary {
                     Some(other) => format!("the record names {}", policy.node_name(other)),
                     None => String::from("the record names nobody"),
                 };
-                step(StepKind::Demote, text);
+                step(StepKind::Release, text);
             }
-            Role::Primary | Role::Changing if !has_lease => {
-                step(StepKind::Demote, String::from("its lease has ended: somebody else may serve"));
-            }
-            Role::Changing => {}
-            // What was asked for may come to be: until that is known, everybody in either set counts.
-            Role::Primary if record.process != local.process || local.requests.contains_key(volume) => {}
-            Role::Primary => {
-                for (kind, reason) in leave_behind(policy, record, me, replica) {
-                    step(kind, reason);
+            Role::Primary | Role::Changing => {
+                if replica.record.1 < record.version {
+                    let members = policy.names(record.in_sync.iter());
+                    step(StepKind::Tell(record.order()), format!("its members are {members} now"));
                 }
             }
         }
     }
     steps
+}
+
+/// Whether the replica of node `me` is in the reign that the record names.
+fn reigns(record: &Record, me: NodeId, replica: &Replica) -> bool {
+    record.primary == Some(me) && replica.role != Role::Secondary && replica.record.0 == record.epoch
 }
 
 /// Whether node `me` may use, and ask for, the lease of a volume: only to serve, or to begin a reign that has not begun.
@@ -157,8 +156,9 @@ fn keeps_lease(record: Option<&Record>, me: NodeId, view: Option<&ReplicaView>) 
 
 /// What a primary on node `me` asks of its record now, if nothing that it asked for before can still be made.
 ///
-/// A primary counts a member from when it comes into the replica's own set until a record read back is without it and
-/// nothing is asked for: so the record's set is always within the set that it counts.
+/// A primary counts a replica from when it is pending until it is told a later record that is without it. What is asked
+/// for is decided on the record that it was told, and is not made on any other: so the record's set is always within the
+/// set that it counts.
 fn request(
     policy: &Policy,
     me: NodeId,
@@ -167,22 +167,17 @@ fn request(
     local: &Local,
     volume: VolumeId,
 ) -> Option<Request> {
-    let has_lease = local.leases.get(&volume).is_some_and(|until| local.now < *until);
-    let is_mine = record.primary == Some(me) && replica.role == Role::Primary && has_lease;
-    if !is_mine || replica.record.0 < record.epoch {
+    if !reigns(record, me, replica) {
         return None;
     }
+    let has_lease = local.leases.get(&volume).is_some_and(|until| local.now < *until);
     let ask = |kind, reason| Some(Request { change: Change { expected: record.order(), kind }, reason });
     let name = policy.node_name(me);
-    if record.process != local.process || !record.opened {
-        return ask(ChangeKind::Opened { process: local.process }, format!("{name} serves"));
+    if replica.role == Role::Primary && has_lease && !record.opened {
+        return ask(ChangeKind::Opened, format!("{name} serves"));
     }
-    let committed = replica.committed;
-    let outside = record.in_sync.difference(replica.in_sync);
-    if !outside.is_empty() {
-        // It was taken out there already, by an operator: the record must not say more than is so.
-        let reason = format!("{name} goes on without {}", policy.names(outside.iter()));
-        return ask(ChangeKind::Shrink { remove: outside, committed }, reason);
+    if replica.record != record.order() {
+        return None;
     }
     let is_late = |node: &NodeId| {
         let since = local.unfollowed.get(&(volume, *node));
@@ -192,10 +187,9 @@ fn request(
     let lost: NodeSet = missing.iter().filter(is_late).collect();
     if !lost.is_empty() {
         let reason = format!("{name} is not followed by {}", policy.names(lost.iter()));
-        return ask(ChangeKind::Shrink { remove: lost, committed }, reason);
+        return ask(ChangeKind::Shrink { remove: lost, committed: replica.committed }, reason);
     }
-    let grown = replica.in_sync.difference(record.in_sync).intersection(replica.following);
-    let add = grown.iter().next()?;
+    let add = replica.pending.difference(record.in_sync).iter().next()?;
     let reason = format!("{} follows {name} and has everything", policy.node_name(add));
     ask(ChangeKind::Grow { add }, reason)
 }
@@ -207,18 +201,4 @@ fn pending(state: &State, requests: &BTreeMap<VolumeId, Request>) -> BTreeMap<Vo
     };
     let current = requests.iter().filter(|(volume, request)| is_current(volume, request));
     current.map(|(volume, request)| (*volume, request.clone())).collect()
-}
-
-/// Members that the primary still waits for and the record does not name, nor can come to name.
-fn leave_behind<'a>(
-    policy: &'a Policy,
-    record: &'a Record,
-    me: NodeId,
-    replica: &'a Replica,
-) -> impl Iterator<Item = (StepKind, String)> + 'a {
-    let gone = replica.in_sync.difference(record.in_sync).difference(replica.following).without(me);
-    gone.iter().map(|node| {
-        let name = policy.node_name(node);
-        (StepKind::Shrink(node), format!("the record is without {name}, which does not follow"))
-    })
 }

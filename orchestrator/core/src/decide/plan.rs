@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Local, Severity, cluster, may_grant};
+use super::{Local, Seal, Severity, cluster, may_grant};
 use crate::policy::Policy;
 use crate::power::PowerChange;
 use crate::state::State;
@@ -45,7 +45,11 @@ pub fn plan(state: &State, policy: &Policy, view: &View, dead: Option<NodeId>) -
         if let Some(dead) = dead {
             planned.extend(switch_off(&mut state, policy, &mut view, dead, began));
         }
-        for proposal in cluster(&state, policy, &view).proposals {
+        let decision = cluster(&state, policy, &view);
+        for seal in &decision.seals {
+            promise(&mut view, *seal);
+        }
+        for proposal in decision.proposals {
             if state.apply(&proposal.command).is_ok() {
                 planned.push(Planned { after_ms: view.now.since_ms(began), text: proposal.reason });
             }
@@ -62,6 +66,16 @@ pub fn plan(state: &State, policy: &Policy, view: &View, dead: Option<NodeId>) -
         Planned { after_ms: view.now.since_ms(began), text: format!("and it stays so: {text}") }
     }));
     planned
+}
+
+/// A replica that is asked for a promise gives it.
+fn promise(view: &mut View, seal: Seal) {
+    let report = view.nodes.get_mut(&seal.node).and_then(|node| node.report.as_mut());
+    let Some(report) = report else { return };
+    report.leases.remove(&seal.volume);
+    if let Some(ReplicaView::Running(replica)) = report.replicas.get_mut(&seal.volume) {
+        (replica.role, replica.promised) = (Role::Secondary, seal.epoch);
+    }
 }
 
 /// A node that died at `began`, as the others see it now.
@@ -105,15 +119,15 @@ fn serve(state: &State, policy: &Policy, view: &mut View, dead: Option<NodeId>, 
             continue;
         }
         if !record.opened {
-            (replica.role, replica.record, replica.in_sync) =
-                (Role::Primary, (record.epoch, 1), record.in_sync);
+            (replica.role, replica.promised) = (Role::Primary, record.epoch);
+            replica.following = record.in_sync.without(primary);
         }
+        (replica.record, replica.in_sync) = (record.order(), record.in_sync);
         replica.following = dead.map_or(replica.following, |dead| replica.following.without(dead));
         let unfollowed = dead.map(|dead| ((volume.id, dead), began)).into_iter().collect();
         let leases = [(volume.id, now.plus_ms(1))].into_iter().collect();
-        let process = record.process.max(1);
         let (replicas, requests) = (report.replicas.clone(), BTreeMap::new());
-        let mut local = Local { now, replicas, leases, process, requests, unfollowed };
+        let mut local = Local { now, replicas, leases, requests, unfollowed };
         local.ask(state, policy, primary);
         report.requests = local.requests;
     }

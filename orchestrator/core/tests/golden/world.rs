@@ -1,6 +1,6 @@
 //! A state, a view and local knowledge that are changed by sentences, and the decisions about them as sentences.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use orchestrator_core::decide::{self, Local, StepKind};
 use orchestrator_core::fence::{Mode, Rules};
@@ -16,8 +16,6 @@ use orchestrator_core::view::{
 };
 
 const VOLUME: VolumeId = VolumeId(0xf0);
-/// The orchestrator of the usual primary.
-const PROCESS: u64 = 1;
 /// The boot under which every node runs.
 const BOOT: BootId = BootId(1);
 const NOW: Instant = Instant(1_000_000);
@@ -80,7 +78,6 @@ impl World {
             primary: Some(NodeId(0)),
             reign: ReignId(1),
             opened: true,
-            process: PROCESS,
             in_sync: members,
             generation: 1,
             proof: Proof::First,
@@ -101,6 +98,7 @@ impl World {
                 nodes: BTreeMap::new(),
                 grants: BTreeMap::from([((VOLUME, NodeId(0)), Instant(NOW.0 - 100))]),
                 awaited: BTreeMap::new(),
+                unsealed: BTreeSet::new(),
                 entropy: 0,
             },
             leases: BTreeMap::from([(NodeId(0), Instant(NOW.0 + 900))]),
@@ -130,6 +128,7 @@ impl World {
             record: (Epoch(1), 2),
             in_sync: members,
             following: NodeSet::default(),
+            pending: NodeSet::default(),
         };
         let replicas = role.map(|role| (VOLUME, ReplicaView::Running(replica(role)))).into_iter().collect();
         let machine = Machine { boot: BOOT, ..Machine::default() };
@@ -176,7 +175,6 @@ impl World {
                 self.view.leader_since = Instant(NOW.0 - number(ms)?);
                 self.view.grants.clear();
             }
-            ["the", "orchestrator", "of", "a", "has", "restarted"] => self.record()?.process = PROCESS + 1,
             ["something", "was", "asked", "for"] => self.asked = true,
             ["everything", "is", "paused"] => self.state.paused.cluster = true,
             ["r0", "is", "paused"] => drop(self.state.paused.volumes.insert(VOLUME)),
@@ -220,6 +218,9 @@ impl World {
             ["has", "a", "copy", "that", "is", state] => {
                 self.replica(node)?.copy = Copy::Unusable((*state).to_owned());
             }
+            ["does", "not", "give", "its", "promise"] => drop(self.view.unsealed.insert((VOLUME, node))),
+            ["counts", "pending", names @ ..] => self.replica(node)?.pending = set_of(names)?,
+            ["knows", "version", version] => self.replica(node)?.record.1 = number(version)?,
             ["has", "promised", epoch] => self.replica(node)?.promised = Epoch(number(epoch)?),
             ["knows", "epoch", epoch] => self.replica(node)?.record.0 = Epoch(number(epoch)?),
             ["knows", "members", names @ ..] => self.replica(node)?.in_sync = set_of(names)?,
@@ -305,6 +306,14 @@ impl World {
         self.state.power.apply(node, change).expect("it can be so");
     }
 
+    /// A replica gives its promise, and its node says so.
+    fn promise(&mut self, node: NodeId, epoch: Epoch) {
+        let report = self.view.nodes.get_mut(&node).and_then(|node| node.report.as_mut());
+        report.expect("it was asked").leases.remove(&VOLUME);
+        let replica = self.replica(node).expect("it was asked");
+        (replica.role, replica.promised) = (Role::Secondary, epoch);
+    }
+
     fn third(&mut self) {
         let c = NodeId(2);
         self.policy.nodes[2] = Node { id: c, name: "c".to_owned() };
@@ -347,7 +356,15 @@ impl World {
             lines.extend(self.steps(*node));
         }
         if self.asking.is_empty() && self.acting.is_empty() {
-            let decision = decide::cluster(&self.state, &self.policy, &self.view);
+            let mut decision = decide::cluster(&self.state, &self.policy, &self.view);
+            if !decision.seals.is_empty() {
+                let (epoch, asked) =
+                    (decision.seals[0].epoch, decision.seals.iter().map(|seal| seal.node).collect());
+                lines.push(format!("ask {} to promise epoch {epoch}, then", self.names(asked)));
+                decision.seals.iter().for_each(|seal| self.promise(seal.node, epoch));
+                decision = decide::cluster(&self.state, &self.policy, &self.view);
+                assert!(decision.seals.is_empty(), "a promise is asked for once");
+            }
             lines.extend(decision.proposals.iter().map(|proposal| {
                 format!("propose {}, since {}", self.command(&proposal.command), proposal.reason)
             }));
@@ -366,10 +383,10 @@ impl World {
         let leases = self.leases.get(&node).map(|until| (VOLUME, *until)).into_iter().collect();
         let mut requests = BTreeMap::new();
         if let Some(record) = self.state.records.get(&VOLUME).filter(|_| self.asked) {
-            let change = Change { expected: record.order(), kind: ChangeKind::Opened { process: PROCESS } };
+            let change = Change { expected: record.order(), kind: ChangeKind::Opened };
             requests.insert(VOLUME, Request { change, reason: "it was asked for before".to_owned() });
         }
-        Local { now: NOW, replicas, leases, process: PROCESS, requests, unfollowed: self.unfollowed.clone() }
+        Local { now: NOW, replicas, leases, requests, unfollowed: self.unfollowed.clone() }
     }
 
     /// Every node asks for what it asks for.
@@ -390,12 +407,9 @@ impl World {
         let local = self.local(node, report.replicas);
         let steps = decide::node(&self.state, &self.policy, node, &local);
         let text = |kind| match kind {
-            StepKind::Promote { epoch, alone: true } => {
-                format!("promotes its replica alone to epoch {epoch}")
-            }
-            StepKind::Promote { epoch, alone: false } => format!("promotes its replica to epoch {epoch}"),
-            StepKind::Demote => "demotes its replica".to_owned(),
-            StepKind::Shrink(other) => format!("goes on without {}", self.name(other)),
+            StepKind::Open(epoch) => format!("opens epoch {epoch}"),
+            StepKind::Release => "releases".to_owned(),
+            StepKind::Tell((epoch, version)) => format!("tells its replica epoch {epoch} version {version}"),
         };
         let name = self.name(node);
         steps.iter().map(|step| format!("{name} {}, since {}", text(step.kind), step.reason)).collect()
@@ -431,12 +445,9 @@ impl World {
 
     fn command(&self, command: &Command) -> String {
         let change = match command {
-            Command::Create { epoch, primary, in_sync, opened, .. } => {
-                let opened = if *opened { " and opened" } else { "" };
+            Command::Create { epoch, primary, in_sync, .. } => {
                 let (primary, members) = (self.name(*primary), self.names(*in_sync));
-                return format!(
-                    "the first record: epoch {epoch}, primary {primary}, members {members}{opened}"
-                );
+                return format!("the first record: epoch {epoch}, primary {primary}, members {members}");
             }
             Command::Change { change, .. } => change,
             Command::Power { node, change } => return self.power_text(*node, change),
@@ -447,7 +458,7 @@ impl World {
                 format!("a set without {}, at {committed}", self.names(*remove))
             }
             ChangeKind::Grow { add } => format!("a set with {}", self.name(*add)),
-            ChangeKind::Opened { .. } => "that it is opened".to_owned(),
+            ChangeKind::Opened => "that it is opened".to_owned(),
             ChangeKind::Release => "that nobody is primary".to_owned(),
             ChangeKind::Takeover(takeover) => {
                 let broken = if takeover.breaks_sessions { ", sessions broken" } else { "" };

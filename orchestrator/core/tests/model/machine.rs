@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use orchestrator_core::decide::{Awaited, StepKind};
 use orchestrator_core::health::Detector;
 use orchestrator_core::power::Off;
-use orchestrator_core::record::Order;
+use orchestrator_core::record::{Order, Record};
 use orchestrator_core::state::State;
-use orchestrator_core::units::{Epoch, Instant, NodeId, NodeSet, Position, VolumeId};
-use orchestrator_core::view::{Copy, Replica, ReplicaView, Report, Request, Role};
+use orchestrator_core::units::{BootId, Epoch, Instant, NodeId, NodeSet, Position, VolumeId};
+use orchestrator_core::view::{self, Copy, Replica, ReplicaView, Report, Request, Role};
 
 pub(crate) const VOLUME: VolumeId = VolumeId(7);
 /// Writes of a run at most.
@@ -46,17 +46,29 @@ pub(crate) struct Rep {
     pub(crate) role: Role,
     /// The epoch it writes in, if it is primary.
     pub(crate) epoch: u64,
-    /// The highest epoch promised, and to whom.
-    pub(crate) promised: (u64, usize),
+    /// The highest epoch promised.
+    pub(crate) promised: u64,
     pub(crate) writes: Writes,
+    /// The set of the record that it was told, and those that it counts beside it.
     pub(crate) in_sync: NodeSet,
+    pub(crate) pending: NodeSet,
     pub(crate) record: (Epoch, u64),
+    /// Until when it answers clients, on its machine's clock.
+    pub(crate) lease: Option<Instant>,
     pub(crate) length: u64,
+}
+
+impl Rep {
+    /// Its reign ends, and with it the lease and what it counted.
+    pub(crate) fn step_down(&mut self) {
+        (self.role, self.pending, self.lease) = (Role::Secondary, NodeSet::default(), None);
+    }
 }
 
 /// A step under way.
 pub(crate) struct Under {
     pub(crate) kind: StepKind,
+    pub(crate) record: Record,
     pub(crate) done_at: u64,
 }
 
@@ -74,6 +86,8 @@ pub(crate) struct Leading {
     pub(crate) since: Instant,
     pub(crate) reports: BTreeMap<NodeId, (u64, u64, Report)>,
     pub(crate) grants: BTreeMap<(VolumeId, NodeId), Instant>,
+    /// Replicas that did not give their promise, until when.
+    pub(crate) unsealed: BTreeMap<(VolumeId, NodeId), Instant>,
     /// The record on which a change of the primary was decided that may yet come to be.
     pub(crate) closing: Option<Order>,
     pub(crate) awaited: Awaited,
@@ -150,6 +164,12 @@ impl Machine {
         }
     }
 
+    /// What it says of itself beside its replica: every machine can switch off the others.
+    pub(crate) fn said(&self) -> view::Machine {
+        let fences = (0..3).map(NodeId).filter(|node| *node != self.id).collect();
+        view::Machine { boot: BootId(self.boot), watchdog_ms: None, fences }
+    }
+
     /// The machine loses its power. A boot ends all leases.
     pub(crate) fn die(&mut self) {
         self.up = false;
@@ -160,7 +180,8 @@ impl Machine {
 
     pub(crate) fn stop_replica(&mut self) {
         if let Some(replica) = &mut self.replica {
-            (replica.up, replica.role) = (false, Role::Secondary);
+            replica.up = false;
+            replica.step_down();
         }
         self.under = None;
     }
@@ -171,17 +192,18 @@ impl Machine {
             if !replica.up {
                 return (VOLUME, ReplicaView::Stopped);
             }
-            let at = Position { epoch: Epoch(replica.promised.0), sequence: replica.length };
+            let at = Position { epoch: replica.record.0, sequence: replica.length };
             let view = Replica {
                 role: replica.role,
                 copy: Copy::UpToDate,
                 proven: true,
-                promised: Epoch(replica.promised.0),
+                promised: Epoch(replica.promised),
                 head: at,
                 committed: at,
                 record: replica.record,
                 in_sync: replica.in_sync,
                 following,
+                pending: replica.pending,
             };
             (VOLUME, ReplicaView::Running(view))
         });

@@ -56,6 +56,6 @@ fn whoever_serves_has_everything_acknowledged_and_in_the_end_somebody_serves() {
     // A world in which nothing happens proves nothing.
     let count = u32::try_from(seeds().count()).unwrap();
     assert!(acknowledged > 100 * count, "{acknowledged} writes in {count} runs");
-    assert!(takeovers > 2 * count, "{takeovers} takeovers in {count} runs");
+    assert!(takeovers > count, "{takeovers} takeovers in {count} runs");
     assert!(powered > count / 20, "{powered} takeovers by power in {count} runs");
 }

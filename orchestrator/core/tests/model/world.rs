@@ -8,10 +8,10 @@ use orchestrator_core::health::Detector;
 use orchestrator_core::lease::Terms;
 use orchestrator_core::policy::{Detection, Node, Policy, Volume};
 use orchestrator_core::proof::Proof;
-use orchestrator_core::record::{ChangeKind, Refused};
+use orchestrator_core::record::{ChangeKind, Record, Refused};
 use orchestrator_core::state::Command;
-use orchestrator_core::units::{BootId, Epoch, NodeId, NodeSet};
-use orchestrator_core::view::{self, Health, NodeView, Report, Role, View};
+use orchestrator_core::units::{Epoch, NodeId, NodeSet};
+use orchestrator_core::view::{Health, NodeView, Report, Role, View};
 
 use crate::fencing::Fencing;
 use crate::machine::{Leading, Machine, Outstanding, Rep, Under, VOLUME, WRITES_MAX, Writes};
@@ -113,10 +113,12 @@ impl World {
                 up: true,
                 role: Role::Secondary,
                 epoch: 0,
-                promised: (0, 0),
+                promised: 0,
                 writes: Writes::new(),
                 in_sync: members,
+                pending: NodeSet::default(),
                 record: (Epoch(0), 1),
+                lease: None,
                 length: 0,
             }),
         };
@@ -177,7 +179,7 @@ impl World {
         for machine in &self.machines {
             let Some(replica) = &machine.replica else { continue };
             lines.push(format!(
-                "{}: {:?}, up {}, epoch {}, promised {:?}, in sync {:?}, record {:?}, applied {}, told {:?}, leases {:?}",
+                "{}: {:?}, up {}, epoch {}, promised {}, in sync {:?}, record {:?}, applied {}, told {:?}, leases {:?}",
                 machine.id,
                 replica.role,
                 replica.up,
@@ -383,6 +385,7 @@ impl World {
             nodes: nodes.collect(),
             grants: leading.grants.clone(),
             awaited: leading.awaited.since(),
+            unsealed: leading.unsealed.iter().filter(|(_, until)| now < **until).map(|(at, _)| *at).collect(),
             entropy,
         })
     }
@@ -451,7 +454,17 @@ impl World {
         };
         machine.told = Some(machine.told.unwrap_or(0).max(answer.applied));
         if answer.granted {
-            machine.leases.insert(VOLUME, self.policy.lease.held_until(outstanding.sent));
+            let until = self.policy.lease.held_until(outstanding.sent);
+            machine.leases.insert(VOLUME, until);
+            let record = self.raft.state(machine.applied).records.get(&VOLUME);
+            let replica = machine.replica.as_mut().filter(|replica| replica.up);
+            // It goes down to the replica, for the reign of the record and no other.
+            if let Some((replica, record)) = replica.zip(record)
+                && replica.role != Role::Secondary
+                && replica.record.0 == record.epoch
+            {
+                replica.lease = replica.lease.max(Some(until));
+            }
         }
     }
 
@@ -478,7 +491,6 @@ impl World {
             now,
             replicas: machine.views(following),
             leases: std::mem::take(&mut machine.leases),
-            process: machine.process << 8 | u64::from(me.0),
             requests: std::mem::take(&mut machine.requests),
             unfollowed: std::mem::take(&mut machine.unfollowed),
         };
@@ -488,24 +500,14 @@ impl World {
         (machine.leases, machine.requests, machine.unfollowed) =
             (local.leases, local.requests, local.unfollowed);
         for step in steps {
-            let is_demotion = step.kind == StepKind::Demote;
-            if self.machines[index]
-                .under
-                .as_ref()
-                .is_some_and(|under| !is_demotion || under.kind == step.kind)
-            {
+            let is_opening = matches!(step.kind, StepKind::Open(_));
+            let under = self.machines[index].under.as_ref();
+            if under.is_some_and(|under| is_opening || under.kind == step.kind) {
                 continue;
             }
-            let takes = if is_demotion {
-                self.random.below(30)
-            } else {
-                self.random.below(if faulty { 400 } else { 100 })
-            };
-            // A demotion closes the export before it is answered, and no promotion under way opens it again.
-            self.machines[index].under = Some(Under { kind: step.kind, done_at: self.now + takes });
-            if is_demotion {
-                self.demote(index);
-            }
+            let takes = self.random.below(if faulty && is_opening { 400 } else { 50 });
+            let under = Under { kind: step.kind, record: step.record, done_at: self.now + takes };
+            self.machines[index].under = Some(under);
         }
     }
 
@@ -525,12 +527,11 @@ impl World {
             record.is_some_and(|record| decide::wants_lease(record, machine.id, replicas.get(&VOLUME)));
         let is_due = machine.leases.get(&VOLUME).is_none_or(|until| until.since_ms(now) <= LEASE_MS * 3 / 4);
         let asks = is_wanted && is_due;
-        let fences = (0..3).map(NodeId).filter(|node| *node != machine.id).collect();
         let report = Report {
             replicas,
             leases: machine.held(now, asks),
             requests: machine.requests.clone(),
-            machine: view::Machine { boot: BootId(machine.boot), watchdog_ms: None, fences },
+            machine: machine.said(),
         };
         machine.sequence += 1;
         let (sequence, process) = (machine.sequence, machine.process);
@@ -554,6 +555,9 @@ impl World {
         let decision = decide::cluster(&state, &self.policy, &view);
         if let Some(leading) = &mut self.machines[index].leading {
             leading.awaited.note(&decision.needs, &state.power, view.now);
+        }
+        for seal in &decision.seals {
+            self.seal(index, *seal, faulty);
         }
         for proposal in decision.proposals {
             let is_takeover =
@@ -597,17 +601,83 @@ impl World {
             return;
         }
         match under.kind {
-            StepKind::Promote { alone, .. } => self.promote(index, alone),
-            StepKind::Demote => self.demote(index),
-            StepKind::Shrink(node) => {
-                let following = self.following(index);
-                let replica = self.machines[index].replica.as_mut().expect("looked at above");
-                if replica.role == Role::Primary && !following.contains(node) {
-                    replica.in_sync = replica.in_sync.without(node);
-                    replica.record.1 += 1;
-                }
-            }
+            StepKind::Open(_) => self.open(index, &under.record),
+            StepKind::Release => self.demote(index),
+            StepKind::Tell(_) => self.tell_record(index, &under.record),
         }
+    }
+
+    /// The leader asks for a promise, and hears of it or does not.
+    fn seal(&mut self, leader: usize, seal: decide::Seal, faulty: bool) {
+        let index = usize::from(seal.node.0);
+        let is_lost = faulty && self.random.once_in(10);
+        let answer =
+            if self.talks(leader, index) && !is_lost { self.promise(index, seal.epoch) } else { None };
+        let is_heard = !(faulty && self.random.once_in(10));
+        let now = self.machines[leader].clock(self.now);
+        let Some(leading) = self.machines[leader].leading.as_mut() else { return };
+        match answer.filter(|_| is_heard) {
+            Some(report) => {
+                let key = leading.reports.get(&seal.node).map_or(0, |(_, key, _)| *key);
+                leading.reports.insert(seal.node, (now.0, key, report));
+            }
+            None => drop(leading.unsealed.insert((seal.volume, seal.node), now.plus_ms(1000))),
+        }
+    }
+
+    /// A replica promises an epoch: it takes nothing of a lower one, and its node says at once how it is.
+    fn promise(&mut self, index: usize, epoch: Epoch) -> Option<Report> {
+        let state = self.raft.state(self.machines[index].applied);
+        let machine = &mut self.machines[index];
+        let (me, now) = (machine.id, machine.clock(self.now));
+        let replica = machine.replica.as_mut().filter(|replica| replica.up)?;
+        if epoch.0 < replica.promised || epoch <= replica.record.0 {
+            return None;
+        }
+        replica.promised = epoch.0;
+        replica.step_down();
+        let mut local = Local {
+            now,
+            replicas: machine.views(NodeSet::default()),
+            leases: std::mem::take(&mut machine.leases),
+            ..Local::default()
+        };
+        local.settle(state, me);
+        machine.leases = local.leases;
+        let leases = machine.held(now, false);
+        let requests = machine.requests.clone();
+        Some(Report { replicas: local.replicas, leases, requests, machine: machine.said() })
+    }
+
+    /// Begins the reign of a record, as the replica does it.
+    fn open(&mut self, index: usize, record: &Record) {
+        let machine = &mut self.machines[index];
+        let lease = machine.leases.get(&VOLUME).copied();
+        let replica = machine.replica.as_mut().expect("it runs");
+        let is_refused = replica.role != Role::Secondary
+            || record.epoch.0 < replica.promised
+            || record.epoch <= replica.record.0;
+        if is_refused {
+            return;
+        }
+        (replica.promised, replica.epoch) = (record.epoch.0, record.epoch.0);
+        (replica.role, replica.in_sync, replica.record) =
+            (Role::Changing, record.in_sync, (record.epoch, record.version));
+        replica.lease = lease;
+        self.tell(&format!("{index} begins epoch {}", record.epoch));
+    }
+
+    /// The record as read back: who was pending counts no more unless it is in it.
+    fn tell_record(&mut self, index: usize, record: &Record) {
+        let replica = self.machines[index].replica.as_mut().expect("it runs");
+        if replica.role == Role::Secondary || record.order() <= replica.record {
+            return;
+        }
+        if record.epoch > replica.record.0 {
+            return replica.step_down();
+        }
+        (replica.in_sync, replica.record) = (record.in_sync, record.order());
+        replica.pending = NodeSet::default();
     }
 
     fn demote(&mut self, index: usize) {
@@ -615,7 +685,7 @@ impl World {
             if replica.role == Role::Primary {
                 self.story.push(format!("{:>6} {index} stops serving", self.now));
             }
-            replica.role = Role::Secondary;
+            replica.step_down();
         }
     }
 
@@ -626,77 +696,54 @@ impl World {
         runs(a) && runs(b) && !self.data_cut[a][b]
     }
 
-    /// The operator's promotion, forced where a member does not answer, as the link to the replicator does it.
-    fn promote(&mut self, index: usize, alone: bool) {
-        let linked: Vec<usize> =
-            (0..3).filter(|other| *other != index && self.is_linked(index, *other)).collect();
-        let replica = |index: usize| self.machines[index].replica.as_ref().expect("it has one");
-        let own = replica(index);
-        let me = self.machines[index].id;
-        let is_refused = own.role != Role::Secondary
-            || !own.in_sync.contains(me)
-            || !alone
-                && own.in_sync.without(me).iter().any(|member| !linked.contains(&usize::from(member.0)))
-            || linked.iter().any(|other| replica(*other).role == Role::Primary);
-        if is_refused {
-            return;
-        }
-        let seen = linked.iter().map(|other| replica(*other).promised.0).max().unwrap_or(0);
-        let epoch = seen.max(own.promised.0).max(own.record.0.0) + 1;
-        let in_sync = own.in_sync.intersection(set(linked.iter().copied())).with(me);
-        for sealed in linked.iter().chain([&index]) {
-            self.machines[*sealed].replica.as_mut().expect("it has one").promised = (epoch, index);
-        }
-        let own = self.machines[index].replica.as_mut().expect("it has one");
-        (own.role, own.epoch, own.in_sync, own.record) = (Role::Primary, epoch, in_sync, (Epoch(epoch), 1));
-        self.tell(&format!("{index} serves in epoch {epoch}"));
-    }
-
-    /// Who follows primary `index` now.
+    /// Who follows the reign of `index` now.
     fn following(&self, index: usize) -> NodeSet {
-        let Some(own) = self.machines[index].replica.as_ref().filter(|own| own.role == Role::Primary) else {
-            return NodeSet::default();
-        };
+        let own = self.machines[index].replica.as_ref().filter(|own| own.role != Role::Secondary);
+        let Some(own) = own else { return NodeSet::default() };
         let follows = |other: &usize| {
             let replica = self.machines[*other].replica.as_ref();
             *other != index
                 && self.is_linked(index, *other)
                 && replica.is_some_and(|replica| {
-                    replica.role == Role::Secondary && replica.promised == (own.epoch, index)
+                    let is_its = (replica.record.0.0, replica.promised) == (own.epoch, own.epoch);
+                    replica.role == Role::Secondary && is_its
                 })
         };
         set((0..3).filter(follows))
     }
 
-    /// Replicas that may follow a primary do, are brought level, and come into its set.
+    /// Replicas that may follow a reign do, are brought level, and become pending. A reign with all its members at hand
+    /// is opened.
     fn replicate(&mut self) {
         for index in 0..self.machines.len() {
-            let Some(own) = self.machines[index].replica.as_ref().filter(|own| own.role == Role::Primary)
-            else {
-                continue;
-            };
+            let own = self.machines[index].replica.as_ref().filter(|own| own.role != Role::Secondary);
+            let Some(own) = own.filter(|own| own.up) else { continue };
             let (epoch, writes, length) = (own.epoch, own.writes.clone(), own.length);
+            let (in_sync, record) = (own.in_sync, own.record);
             for other in (0..3).filter(|other| *other != index) {
                 if !self.is_linked(index, other) || self.random.once_in(3) {
                     continue;
                 }
                 let replica = self.machines[other].replica.as_mut().expect("it is linked");
-                let is_fenced =
-                    replica.promised.0 > epoch || replica.promised.0 == epoch && replica.promised.1 != index;
-                if replica.role != Role::Secondary || is_fenced {
+                let is_fenced = replica.promised > epoch || replica.record.0.0 > epoch;
+                if is_fenced || replica.role != Role::Secondary && replica.record.0.0 == epoch {
                     continue;
                 }
-                replica.promised = (epoch, index);
+                // One that reigned in a lower epoch steps down when it hears of this one.
+                replica.step_down();
+                (replica.promised, replica.in_sync, replica.record) = (epoch, in_sync, record);
                 (replica.writes, replica.length) = (writes.clone(), length);
                 let id = self.machines[other].id;
-                let own = self.machines[index].replica.as_mut().expect("it is primary");
-                if !own.in_sync.contains(id) {
-                    own.in_sync = own.in_sync.with(id);
-                    own.record.1 += 1;
+                let own = self.machines[index].replica.as_mut().expect("it reigns");
+                if own.role == Role::Primary && !own.in_sync.contains(id) {
+                    own.pending = own.pending.with(id);
                 }
-                let (in_sync, record) = (own.in_sync, own.record);
-                let replica = self.machines[other].replica.as_mut().expect("it is linked");
-                (replica.in_sync, replica.record) = (in_sync, record);
+            }
+            let (me, following) = (self.machines[index].id, self.following(index));
+            let own = self.machines[index].replica.as_mut().expect("it reigns");
+            if own.role == Role::Changing && own.in_sync.without(me).is_subset(following) {
+                own.role = Role::Primary;
+                self.tell(&format!("{index} serves in epoch {epoch}"));
             }
         }
     }
@@ -707,14 +754,15 @@ impl World {
             let Some(own) = self.machines[index].replica.as_ref() else { continue };
             // The replica itself answers nobody without a lease, whether its orchestrator lives or not.
             let machine = &self.machines[index];
-            let has_lease = machine.leases.get(&VOLUME).is_some_and(|until| machine.clock(self.now) < *until);
+            let has_lease = own.lease.is_some_and(|until| machine.clock(self.now) < until);
             if !own.up || own.role != Role::Primary || !has_lease {
                 continue;
             }
             if let Some(missing) = own.writes.first_missing(&self.acknowledged) {
                 panic!("{index} serves without write {missing}, which was acknowledged\n{}", self.story());
             }
-            let (me, members) = (self.machines[index].id, own.in_sync);
+            let me = self.machines[index].id;
+            let members = own.pending.iter().fold(own.in_sync, NodeSet::with);
             if self.next_write == WRITES_MAX || !self.random.once_in(3) {
                 continue;
             }

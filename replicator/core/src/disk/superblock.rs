@@ -99,10 +99,22 @@ pub struct Record {
 }
 
 impl Record {
-    /// What orders records: a higher one replaces a lower one.
+    /// What orders records of one reign, and reigns of different epochs.
     #[must_use]
     pub fn order(&self) -> (Epoch, u64) {
         (self.epoch, self.version)
+    }
+
+    /// Whether the two are of different promotions to one epoch: neither is later than the other.
+    #[must_use]
+    pub fn is_of_rival(&self, other: &Self) -> bool {
+        self.epoch == other.epoch && self.reign != other.reign
+    }
+
+    /// Whether it replaces `other`.
+    #[must_use]
+    pub fn is_later_than(&self, other: &Self) -> bool {
+        self.order() > other.order() && !self.is_of_rival(other)
     }
 
     pub(crate) fn encode(&self, writer: &mut Writer<'_>) {

@@ -59,6 +59,7 @@ impl Rig {
             volume: VOLUME,
             incarnation: Incarnation(1),
             on_peer_loss: OnPeerLoss::Continue,
+            managed: false,
             arena_bytes: ARENA_BYTES,
             frames_in_flight_max: 2,
             sync_interval_ms: 10,

@@ -164,7 +164,7 @@ impl Machine {
         link.ack = Ack::default();
         link.acked = Ack::default();
         (link.sync_asked, link.told, link.mark_due) = (Sequence(0), (Sequence(0), Sequence(0)), None);
-        (link.place, link.chain, link.plan) = (None, None, None);
+        (link.place, link.plan) = (None, None);
         let held = link.resync.take().map(|source| source.held_buffers());
         held.into_iter().flatten().for_each(|buffer| self.pool.give(buffer));
         if let Some(mut chunk) = link.chunk.take() {

@@ -7,7 +7,9 @@
 //!     gather  writes become frames        follow    a Secondary takes the stream
 //!     persist journal writes and syncs    stream    a Primary sends it
 //!     apply   entries reach the disk      greet     links and hellos
-//!     checkpoint, superblock              role      promote, demote, shrink, stop
+//!     checkpoint, superblock              role      begin and end a reign, stop
+//!     promote an operator's promotion     members   who is in sync
+//!     managed what an orchestrator asks   lease     until when clients are answered
 //!     maps    what peers may lack         source    a Primary sends blocks; target: a Secondary takes them
 //! ```
 //!
@@ -27,10 +29,14 @@ mod discard;
 mod follow;
 mod gather;
 mod greet;
+mod lease;
+mod managed;
 mod maps;
+mod members;
 mod meta;
 mod peer;
 mod persist;
+mod promote;
 mod read;
 mod report;
 mod role;
@@ -43,7 +49,7 @@ use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use crate::command::{Command, Report, RequestError};
+use crate::command::{Command, Report};
 use crate::config::Config;
 use crate::disk::superblock::DiskState;
 use crate::event::{AdminAction, Errno, Event, IoResult};
@@ -62,6 +68,7 @@ use apply::Apply;
 use checkpoint::Checkpoint;
 use discard::Discard;
 use gather::Gather;
+use managed::Confirmation;
 use maps::Saving;
 use meta::Meta;
 use peer::{Link, Peer};
@@ -101,6 +108,8 @@ pub struct Machine {
     stable: Sequence,
     /// Where recovery ended: entries up to here may not be in memory.
     recovered_end: Sequence,
+    /// The newest entry that the ring was found not to give; none that is needed here.
+    damaged: Sequence,
     pending: VecDeque<Pending>,
     /// FLUSH and FUA answers that wait for `stable`, in order of position.
     flushes: VecDeque<Pending>,
@@ -116,6 +125,14 @@ pub struct Machine {
     record_change: Option<u64>,
     /// Whom to answer when it is saved.
     shrink_answer: Option<AdminId>,
+    /// Until when clients may be answered, in a reign that a configuration manager opened.
+    lease: Option<Instant>,
+    /// Requests that are done and wait for a lease to be answered.
+    withheld: VecDeque<RequestId>,
+    /// Whether the reign under way was forced by an operator, past the configuration manager.
+    is_forced: bool,
+    /// Answers to the configuration manager that wait until they are durable.
+    confirmations: Vec<Confirmation>,
     /// Seals to answer: who asked, the attempt, and the superblock sequence that holds the promise.
     seal_answers: Vec<(NodeId, u64, u64)>,
     /// A frame that is not committed, and when it was sequenced: how clients fare.
@@ -218,6 +235,7 @@ impl Machine {
             committed: stable,
             stable,
             recovered_end: recovered.log.last(),
+            damaged: Sequence(0),
             pending: VecDeque::with_capacity(4096),
             flushes: VecDeque::with_capacity(1024),
             zeros_waiting: VecDeque::with_capacity(256),
@@ -226,6 +244,10 @@ impl Machine {
             orphan_chunks: Vec::new(),
             record_change: None,
             shrink_answer: None,
+            lease: None,
+            withheld: VecDeque::with_capacity(1024),
+            is_forced: false,
+            confirmations: Vec::new(),
             seal_answers: Vec::new(),
             probe: None,
             pace: Pace::new(now),
@@ -305,6 +327,11 @@ impl Machine {
             AdminAction::Demote => self.on_demote(id),
             AdminAction::Shrink { node } => self.on_shrink(id, node),
             AdminAction::Invalidate => self.on_invalidate(id),
+            AdminAction::Seal { .. }
+            | AdminAction::OpenEpoch(_)
+            | AdminAction::Record { .. }
+            | AdminAction::Lease { .. }
+            | AdminAction::Release => self.on_managed(id, action),
             AdminAction::Stop => self.on_stop(id),
         }
     }
@@ -346,8 +373,14 @@ impl Machine {
     pub fn next_timeout(&self) -> Option<Instant> {
         let peers = self.peers.iter().filter_map(|peer| peer.next_timeout(&self.config));
         let resync = self.source_due().into_iter().chain(self.intake_due()).min();
-        let own =
-            [self.persist.due(), self.role.deadline(), self.shrink_due(), self.apply.retry_due(), resync];
+        let own = [
+            self.persist.due(),
+            self.role.deadline(),
+            self.shrink_due(),
+            self.lease_due(),
+            self.apply.retry_due(),
+            resync,
+        ];
         peers.chain(own.into_iter().flatten()).min()
     }
 
@@ -398,10 +431,6 @@ impl Machine {
 
     fn push(&mut self, command: Command) {
         self.commands.push_back(command);
-    }
-
-    fn complete(&mut self, request: RequestId, result: Result<(), RequestError>) {
-        self.push(Command::Complete { request, result });
     }
 
     fn report(&mut self, report: Report) {

@@ -17,7 +17,7 @@ use alloc::collections::VecDeque;
 use alloc::string::String;
 
 use crate::config::{Config, PeerConfig};
-use crate::disk::superblock::Record;
+use crate::disk::superblock::{LogPoint, Record};
 use crate::tracker::Tracker;
 use crate::units::{Buffer, Chain, Instant, LinkId, RingOffset, Sequence, Token};
 use crate::wire::message::{Ack, Hello, Resync};
@@ -89,6 +89,19 @@ impl LinkState {
     }
 }
 
+/// A place in the ring, with the log's chain there if it is known.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RingPlace {
+    pub(super) ring_offset: RingOffset,
+    pub(super) chain: Option<Chain>,
+}
+
+impl From<LogPoint> for RingPlace {
+    fn from(point: LogPoint) -> Self {
+        Self { ring_offset: point.ring_offset, chain: Some(point.chain) }
+    }
+}
+
 /// A piece of the ring in memory, from which frames are sent to a peer that is behind.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Chunk {
@@ -96,6 +109,8 @@ pub(super) struct Chunk {
     pub(super) ring_offset: RingOffset,
     pub(super) len: usize,
     pub(super) at: usize,
+    /// The log's chain at `at`, if it is known.
+    pub(super) chain: Option<Chain>,
     pub(super) holds: u32,
     pub(super) reading: bool,
     /// The stream it was read for is over.
@@ -117,9 +132,7 @@ pub(super) struct Link {
     /// As source: the next entry to send.
     pub(super) next: Sequence,
     /// As source: where to look for it in the ring, when memory does not have it.
-    pub(super) place: Option<RingOffset>,
-    /// As source: chain after the entry sent last, once one was.
-    pub(super) chain: Option<Chain>,
+    pub(super) place: Option<RingPlace>,
     pub(super) chunk: Option<Chunk>,
     /// Frames handed over for sending, in order.
     pub(super) sends: VecDeque<(Token, u32)>,
@@ -156,7 +169,6 @@ impl Link {
             said_at: now,
             next: Sequence(1),
             place: None,
-            chain: None,
             chunk: None,
             sends: VecDeque::with_capacity(256),
             in_flight_bytes: 0,
@@ -220,7 +232,7 @@ impl Peer {
     /// Where in the ring its catch-up reads, if it does.
     pub(super) fn reads_from(&self) -> Option<RingOffset> {
         let link = self.link.as_ref()?;
-        link.chunk.map(|chunk| chunk.ring_offset).or(link.place)
+        link.chunk.map(|chunk| chunk.ring_offset).or(link.place.map(|place| place.ring_offset))
     }
 
     pub(super) fn next_timeout(&self, config: &Config) -> Option<Instant> {

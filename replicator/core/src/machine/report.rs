@@ -2,6 +2,7 @@
 
 use super::Machine;
 use super::peer::LinkState;
+use super::role::RoleState;
 use crate::status::{Connection, PeerStatus, Role, Status};
 use crate::units::PAGE_BYTES;
 
@@ -12,9 +13,12 @@ impl Machine {
         let (meta, log) = (&self.meta, &self.log);
         Status {
             node: self.config.node,
-            role: if self.role.is_sequencing() { Role::Primary } else { Role::Secondary },
+            role: if self.has_begun() { Role::Primary } else { Role::Secondary },
             serving: self.is_serving(),
             frozen: self.frozen.clone(),
+            managed: self.config.managed,
+            lease_end: self.lease,
+            wish: self.wish(),
             disk_state: meta.current.disk_state,
             suspect: meta.current.suspect,
             disk_full: self.apply.waits_for_space(),
@@ -39,6 +43,13 @@ impl Machine {
             peers: (0..self.peers.len()).map(|index| self.peer_status(index)).collect(),
             counters: self.counters,
         }
+    }
+
+    /// Whether its reign has begun. One that is stored is opened next, and a configuration manager must not take it for
+    /// one that has ended.
+    fn has_begun(&self) -> bool {
+        let is_stored = matches!(self.role, RoleState::Recording { saved, .. } if self.meta.is_saved(saved));
+        self.role.is_sequencing() || self.is_managed() && is_stored
     }
 
     fn peer_status(&self, index: usize) -> PeerStatus {

@@ -147,7 +147,7 @@ impl Machine {
     /// replica has applied everything.
     pub(super) fn start_resync(&mut self, index: usize, start: Start) {
         let place = Place::Peer(index);
-        let (applied, tail) = (self.log.applied, self.log.tail().position.sequence);
+        let applied = self.log.applied;
         let hello = self.link_mut(place).hello.clone().expect("both said hello");
         let complete = match hello.disk_state {
             DiskState::UpToDate => Some(start.common),
@@ -156,7 +156,8 @@ impl Machine {
         let tracker = &self.peers[index].tracker;
         let is_covered = tracker.covers(hello.copy(), complete, start.common);
         let compares = !is_covered || tracker.is_everything();
-        let jump = (start.common < tail).then_some(Base { position: applied.position, chain: applied.chain });
+        let jump = (!self.reaches_back_to(start.common))
+            .then_some(Base { position: applied.position, chain: applied.chain });
         let mut history = self.persist.history;
         if let Some(jump) = jump {
             history.truncate(jump.position.sequence);
@@ -165,7 +166,7 @@ impl Machine {
         let link = self.link_mut(place);
         if let Some(jump) = jump {
             link.next = jump.position.sequence.next();
-            (link.place, link.chain) = (Some(applied.ring_offset), Some(jump.chain));
+            link.place = Some(applied.into());
         }
         let began = (now, 0);
         link.resync = Some(Box::new(Source {

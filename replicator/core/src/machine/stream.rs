@@ -4,12 +4,12 @@
 use alloc::format;
 
 use super::greet::Place;
-use super::peer::{Chunk, LinkState};
+use super::peer::{Chunk, LinkState, RingPlace};
 use super::{Io, Machine, index_of};
 use crate::command::Command;
 use crate::config::Protocol;
 use crate::disk::superblock::Cut;
-use crate::event::IoResult;
+use crate::event::{Errno, IoResult};
 use crate::frame;
 use crate::limits::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES};
 use crate::units::{Chain, RingOffset, Sequence, Span, Token};
@@ -23,13 +23,13 @@ const CHUNK_BYTES: usize = FRAME_BYTES_MAX + (252 << 10);
 enum Found {
     /// The next frame for the peer: its bytes, its last entry, and the chain after that.
     Frame(usize, Sequence, Chain),
-    /// Something to pass over, of this many bytes.
-    Skip(usize),
+    /// Something to pass over, of this many bytes, and the chain after it.
+    Skip(usize, Chain),
     /// The rest lies beyond the chunk.
     Beyond,
-    /// No frame here: the rest of the lap is unused, or damaged.
+    /// No frame of this log here: the rest of the lap is unused, or damaged.
     Nothing,
-    /// The log does not continue here.
+    /// The frame is damaged.
     Broken,
 }
 
@@ -42,7 +42,7 @@ impl Machine {
         link.become_state(LinkState::Starting);
         link.next = common.next();
         let start = Start { common, record, acks_received };
-        if needs_blocks {
+        if needs_blocks || !self.reaches_back_to(common) {
             self.start_resync(index, start);
         } else {
             self.send(place, Message::Start(start), false);
@@ -107,6 +107,9 @@ impl Machine {
             match self.peers[index].link.as_ref().map(|link| link.state) {
                 Some(LinkState::Streaming) => {
                     while self.send_next(index, arena) {}
+                    if self.peers[index].streaming().is_none() {
+                        continue;
+                    }
                     self.leave_ring(index);
                     self.pump_source(index, arena);
                     self.send_mark(index);
@@ -140,7 +143,7 @@ impl Machine {
             }
             self.log.hold(number);
             let link = self.link_mut(Place::Peer(index));
-            (link.place, link.chain) = (None, Some(frame.chain_after));
+            link.place = None;
             let span = Span { start: buffer.start(), len: frame.total_bytes as usize };
             self.send_frame(index, Io::SendFrame.token(number), span, frame.last());
             return true;
@@ -192,12 +195,12 @@ impl Machine {
         let next = self.peers[index].link.as_ref().expect("the caller looked").next;
         let cut = self.meta.current.cut;
         let link = self.link_mut(Place::Peer(index));
-        let (id, place, chain) = (link.id, link.place, link.chain);
+        let (id, place) = (link.id, link.place);
         let Some(chunk) = link.chunk.as_mut().filter(|chunk| !chunk.stale) else {
             if link.chunk.is_none() {
-                let from =
-                    place.or(known).or_else(|| self.log.point_before(next).map(|point| point.ring_offset));
-                self.read_chunk(index, from);
+                let known = known.map(|ring_offset| RingPlace { ring_offset, chain: None });
+                let point = self.log.point_before(next).map(RingPlace::from);
+                self.read_chunk(index, place.or(known).or(point));
             }
             return false;
         };
@@ -206,16 +209,17 @@ impl Machine {
         }
         let at = chunk.ring_offset.plus(chunk.at as u64);
         let bytes = &arena[chunk.buffer.start() + chunk.at..chunk.buffer.start() + chunk.len];
-        match look(bytes, at, next, chain, cut) {
+        match look(bytes, at, next, chunk.chain, cut) {
             Found::Frame(total, last, chain) => {
-                link.chain = Some(chain);
+                chunk.chain = Some(chain);
                 let span = Span { start: chunk.buffer.start() + chunk.at, len: total };
                 chunk.at += total;
                 chunk.holds += 1;
                 self.send_frame(index, Io::SendChunk.token(id.0), span, last);
                 true
             }
-            Found::Skip(total) => {
+            Found::Skip(total, chain) => {
+                chunk.chain = Some(chain);
                 chunk.at += total;
                 true
             }
@@ -233,11 +237,7 @@ impl Machine {
                 false
             }
             Found::Nothing | Found::Broken => {
-                let reason = format!(
-                    "the Primary's journal is damaged where it holds entry {next}; `holdfast invalidate` on the \
-                     Secondary has it brought level without that"
-                );
-                self.refuse(Place::Peer(index), reason);
+                self.pass_over_damage(index, Errno(5));
                 false
             }
         }
@@ -246,19 +246,22 @@ impl Machine {
     /// Goes on at `from` when the chunk is no longer being sent.
     fn leave_chunk(&mut self, index: usize, from: RingOffset) -> bool {
         let link = self.link_mut(Place::Peer(index));
-        link.place = Some(from);
         let chunk = link.chunk.expect("the caller has it");
+        let place = RingPlace { ring_offset: from, chain: chunk.chain };
+        link.place = Some(place);
         if chunk.holds > 0 {
             return false;
         }
         link.chunk = None;
         self.pool.give(chunk.buffer);
-        self.read_chunk(index, Some(from));
+        self.read_chunk(index, Some(place));
         false
     }
 
-    fn read_chunk(&mut self, index: usize, from: Option<RingOffset>) {
-        let Some(from) = from.filter(|from| *from >= self.log.tail().ring_offset) else {
+    fn read_chunk(&mut self, index: usize, from: Option<RingPlace>) {
+        let tail = self.log.tail().ring_offset;
+        let Some(RingPlace { ring_offset: from, chain }) = from.filter(|from| from.ring_offset >= tail)
+        else {
             // At its next hello it is brought level by blocks.
             self.close(Place::Peer(index), "overtaken: the journal no longer holds what it needs next", true);
             return;
@@ -266,7 +269,8 @@ impl Machine {
         let to_head = self.log.head.ring_offset.0.saturating_sub(from.0);
         let len = to_head.min(self.log.layout.bytes_to_end(from)).min(CHUNK_BYTES as u64);
         if len == 0 {
-            return;
+            // It was passed over on the way here, by what lies in its place.
+            return self.pass_over_damage(index, Errno(5));
         }
         let len = usize::try_from(len).expect("bounded by the chunk");
         // A returning peer must not starve the writes of the day.
@@ -274,7 +278,8 @@ impl Machine {
             return;
         }
         let Some(buffer) = self.pool.take(len) else { return };
-        let chunk = Chunk { buffer, ring_offset: from, len, at: 0, holds: 0, reading: true, stale: false };
+        let (at, holds, reading, stale) = (0, 0, true, false);
+        let chunk = Chunk { buffer, ring_offset: from, len, at, chain, holds, reading, stale };
         let link = self.link_mut(Place::Peer(index));
         link.chunk = Some(chunk);
         let token = Io::Chunk.token(link.id.0);
@@ -299,9 +304,26 @@ impl Machine {
             link.chunk = None;
             self.pool.give(buffer);
         }
-        if let (Err(errno), false) = (result, stale) {
-            self.close(place, &format!("reading the journal for it failed (error {})", errno.0), true);
+        if let (Err(errno), false, Place::Peer(index)) = (result, stale, place) {
+            self.pass_over_damage(index, errno);
         }
+    }
+
+    /// The ring does not give what the peer needs next. If that is applied it is on the disk here: at its next hello the
+    /// peer is brought level by blocks, as is everybody who needs that entry. If not, this copy has lost it.
+    fn pass_over_damage(&mut self, index: usize, errno: Errno) {
+        let next = self.link_mut(Place::Peer(index)).next;
+        self.damaged = self.damaged.max(next);
+        let reason = format!("the journal here does not give entry {next} (error {})", errno.0);
+        self.close(Place::Peer(index), &reason, true);
+        if next > self.log.applied.position.sequence {
+            self.fail_device("reading back the journal", errno);
+        }
+    }
+
+    /// Whether the stream behind `common` can be had from the ring, as far as is known.
+    pub(super) fn reaches_back_to(&self, common: Sequence) -> bool {
+        common >= self.log.tail().position.sequence.max(self.damaged)
     }
 
     /// Tells a peer the newest positions when no frame has carried them for a while.
@@ -322,15 +344,16 @@ impl Machine {
     }
 }
 
-/// What lies at the start of `bytes`, which are the ring's from `at` on, for a peer that wants entry `next` after
-/// `chain`, if that is known. Remains of what was cut are no part of the log.
+/// What lies at the start of `bytes`, which are the ring's from `at` on, for a peer that wants entry `next`; `chain` is
+/// the log's at `at`, if that is known. What the log does not continue with is no part of it: remains of what was cut,
+/// or lost with the power, may lie where a lap ends early.
 fn look(bytes: &[u8], at: RingOffset, next: Sequence, chain: Option<Chain>, cut: Cut) -> Found {
     if bytes.len() < FRAME_HEADER_BYTES {
         return Found::Beyond;
     }
     let local = frame::decode_local(bytes);
     let (Ok(header), Ok(local)) = (frame::decode(bytes), local) else { return Found::Nothing };
-    let follows = header.first != next || chain.is_none_or(|chain| chain == header.chain_before);
+    let follows = chain.is_none_or(|chain| chain == header.chain_before);
     if local.ring_offset != at || frame::is_cut(&header, &local, cut) || !follows {
         return Found::Nothing;
     }
@@ -339,7 +362,7 @@ fn look(bytes: &[u8], at: RingOffset, next: Sequence, chain: Option<Chain>, cut:
         return Found::Beyond;
     }
     if header.entries == 0 || header.last() < next {
-        return Found::Skip(total);
+        return Found::Skip(total, header.chain_after);
     }
     // What is sent is verified first: rot here must not become rot there.
     if header.first != next || frame::check_payloads(bytes, &header).is_err() {

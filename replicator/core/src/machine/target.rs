@@ -120,7 +120,7 @@ impl Machine {
         self.persist.restart(sequence);
         self.checkpoint = Checkpoint::new(self.log.head);
         (self.stable, self.committed, self.recovered_end) = (sequence, sequence, sequence);
-        self.overlay_through = sequence;
+        (self.overlay_through, self.damaged) = (sequence, Sequence(0));
         let current = &mut self.meta.current;
         // Whatever the ring still holds is no part of the log.
         current.cut = Cut { count: current.cut.count + 1, first: Sequence(0) };

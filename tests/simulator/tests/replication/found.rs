@@ -1,13 +1,18 @@
 //! What seeds of the simulator found in the code, each as a sentence that must hold.
 
+use holdfast_simulator::disk::SimDisk;
 use holdfast_simulator::node::Io;
-use holdfast_simulator::world::{MS, Setup, World};
-use replicator_core::config::OnPeerLoss;
+use holdfast_simulator::world::{Fate, MS, Setup, World};
+use replicator_core::command::AdminError;
+use replicator_core::config::{OnPeerLoss, Protocol};
+use replicator_core::disk::layout::Layout;
 use replicator_core::disk::superblock::{DiskState, Superblock};
 use replicator_core::event::AdminAction;
-use replicator_core::units::NodeId;
+use replicator_core::frame::{self, Entry, EntryKind, FrameHeader, LocalPart};
+use replicator_core::status::Role;
+use replicator_core::units::{Chain, Epoch, NodeId, ReignId, RingOffset, Sequence, VolumeId};
 
-use crate::setup::load;
+use crate::setup::{connected, load, load_at};
 
 fn serving(seed: u64, setup: &Setup) -> World {
     let mut world = World::new(seed, setup);
@@ -175,4 +180,253 @@ fn a_disk_without_space_pushes_back_and_goes_on_when_it_has_some() {
     world.nodes[0].disk_is_full = false;
     world.run_until("rest", |world| world.is_quiet());
     world.check_equal();
+}
+
+/// Where the log of node 0 ends in its ring.
+fn ring_end(world: &World) -> u64 {
+    world.ledger.saved(0).tail.ring_offset.0 + world.status(0).unwrap().ring_used_bytes
+}
+
+/// Node 1 is away from the moment on at which the next frame no longer fits before the end of the ring; there lies, page
+/// by page, an old frame that continues some other log `ahead` entries later.
+fn catches_up_past_old_frames_at_the_end_of_the_ring(ahead: u64) {
+    let setup = Setup { on_peer_loss: OnPeerLoss::Continue, sectors: 4096, ..Setup::default() };
+    let layout = Layout::new((setup.sectors * 512) as u64, setup.journal_bytes).unwrap();
+    let ring_start = layout.ring_bytes - (256 << 10);
+    let mut world = serving(10 + ahead, &Setup { ring_start, ..setup });
+    load(&mut world, 5);
+    world.run_until("rest", |world| world.is_quiet());
+    world.run_ms(100);
+    let before = world.status(0).unwrap();
+    world.kill(1);
+    let end = ring_end(&world);
+    for at in (end..layout.ring_bytes).step_by(4096) {
+        let header = FrameHeader {
+            volume: VolumeId(0x1234_5678),
+            epoch: Epoch(1),
+            reign: ReignId(7),
+            first: Sequence(before.head.sequence.0 + 1 + ahead),
+            entries: 0,
+            total_bytes: 4096,
+            chain_before: Chain(9),
+            chain_after: Chain(9),
+            committed: before.committed,
+            stable: before.stable,
+        };
+        let (kind, fua) = (EntryKind::Zeroes, false);
+        let entry = Entry { kind, fua, payload_crc: 0, offset: 0, length: 512, payload_at: 0 };
+        let mut bytes = vec![0; 4096];
+        frame::encode(&mut bytes, header, [entry].iter());
+        let local = LocalPart {
+            ring_offset: RingOffset(at),
+            durable: before.durable,
+            stable: before.stable,
+            cuts: 0,
+        };
+        frame::encode_local(&mut bytes, &local);
+        world.nodes[0].journal.write(layout.device_offset(RingOffset(at)), &bytes);
+    }
+    world.write(0, 0..1024, false);
+    world.run_until("it goes on alone", |world| world.waiting() == 0);
+    assert!(ring_end(&world) > layout.ring_bytes, "the next lap began");
+    // Nothing of it is in memory any more.
+    world.run_until("it is applied", |world| {
+        let status = world.status(0).unwrap();
+        status.applied == status.head.sequence
+    });
+    world.run_ms(1000);
+    world.start(1);
+    world.run_until("rest", |world| world.is_quiet());
+    world.check_equal();
+}
+
+#[test]
+fn what_a_power_loss_left_at_the_end_of_a_lap_is_no_damage() {
+    catches_up_past_old_frames_at_the_end_of_the_ring(1);
+}
+
+#[test]
+fn what_a_power_loss_left_at_the_end_of_a_lap_is_not_sent() {
+    catches_up_past_old_frames_at_the_end_of_the_ring(0);
+}
+
+/// Steps until node 0 has begun its reign and node 1 holds the first entry durably; nobody is served yet, for what node 0
+/// says to `deaf`, or node 1 to node 0 if that is 1, does not arrive.
+fn opening(world: &mut World, deaf: usize) {
+    let reign = world.reign_id();
+    world.ask(0, AdminAction::Promote { force: false, reign });
+    world.run_until("the reign", |world| world.status(0).unwrap().role == Role::Primary);
+    world.routes[0][deaf].silent = deaf != 1;
+    world.run_until("the first entry", |world| {
+        // An acknowledgement that is on its way stays there.
+        let has = world.status(1).unwrap().durable >= Sequence(1);
+        world.routes[1][0].silent = has && deaf == 1;
+        has
+    });
+    assert!(!world.nodes[0].serving);
+}
+
+#[test]
+fn a_primary_that_slept_through_a_forced_reign_may_serve_what_it_knows() {
+    let mut world = World::new(12, &Setup { on_peer_loss: OnPeerLoss::Continue, ..Setup::default() });
+    connected(&mut world);
+    opening(&mut world, 1);
+    world.paused_until[0] = u64::MAX;
+    world.run_ms(4000);
+    world.promote(1, true).unwrap();
+    load_at(&mut world, 1, 5);
+    // It hears of nothing but the loss of its peer, and goes on alone.
+    world.set_cut(0, 1, true);
+    world.routes[1][0].silent = false;
+    world.paused_until[0] = 0;
+    world.run_until("it serves", |world| world.nodes[0].serving);
+}
+
+#[test]
+fn a_primary_may_go_by_what_a_member_held_before_it_followed_a_forced_reign() {
+    let mut world = World::new(13, &Setup { nodes: 3, ..Setup::default() });
+    connected(&mut world);
+    opening(&mut world, 2);
+    world.run_ms(100);
+    world.kill(2);
+    world.run_ms(100);
+    world.ask(0, AdminAction::Shrink { node: NodeId(2) });
+    // The set without node 2 is all but stored when node 0 falls asleep.
+    let stores = |io: &Io| matches!(io, Io::Superblock { .. });
+    world.run_until("the new set", |world| world.nodes[0].ios.iter().any(stores));
+    world.paused_until[0] = u64::MAX;
+    world.routes[0][2].silent = false;
+    world.set_cut(0, 2, true);
+    world.start(2);
+    world.run_ms(4000);
+    world.promote(2, true).unwrap();
+    load_at(&mut world, 2, 5);
+    let now = world.instant(0);
+    while let Some(at) = world.nodes[0].ios.iter().position(stores) {
+        world.nodes[0].finish(at, now);
+    }
+    world.nodes[0].turn(now);
+    assert!(world.nodes[0].serving);
+    world.step();
+}
+
+#[test]
+fn a_stop_is_answered_though_the_disk_fails_meanwhile() {
+    let mut world = serving(14, &Setup::default());
+    load(&mut world, 20);
+    world.fates =
+        Box::new(
+            |io, node, _| {
+                if node == 0 && matches!(io, Io::SyncDisk { .. }) { Fate::Fails(5) } else { Fate::Done }
+            },
+        );
+    let first = world.ask(0, AdminAction::Stop);
+    let second = world.ask(0, AdminAction::Stop);
+    world.run_ms(20_000);
+    assert!(world.answer(0, first).is_some());
+    assert!(world.answer(0, second).is_some());
+}
+
+/// Node 0 is the only member and has lost its newest entries; node 1, a follower, has applied them.
+#[test]
+fn a_member_that_lost_what_is_applied_elsewhere_is_not_in_the_way_of_force() {
+    let mut world = serving(15, &Setup { protocols: vec![Protocol::C, Protocol::A], ..Setup::default() });
+    let old = (world.nodes[0].disk.clone(), world.nodes[0].journal.clone());
+    load(&mut world, 20);
+    world.run_until("rest", |world| world.is_quiet());
+    world.kill(0);
+    (world.nodes[0].disk, world.nodes[0].journal) = old;
+    world.ledger.distrust(0);
+    world.start(0);
+    connected(&mut world);
+    assert!(world.promote(0, true).is_err(), "node 1 would have to undo what it applied");
+    world.promote(1, true).unwrap();
+}
+
+/// Node 1 follows node 2 in one reign. To another one, of the same epoch, it had only promised itself: node 0 stored its
+/// beginning and its end.
+#[test]
+fn records_of_two_reigns_of_one_epoch_do_not_replace_each_other() {
+    let mut world = World::new(16, &Setup { nodes: 4, ..Setup::default() });
+    connected(&mut world);
+    (0..4).filter(|n| *n != 2).for_each(|n| world.set_cut(2, n, true));
+    world.ask(0, AdminAction::Promote { force: true, reign: ReignId(7) });
+    world.run_until("the reign", |world| world.status(0).unwrap().role == Role::Primary);
+    world.set_cut(0, 1, true);
+    world.set_cut(0, 3, true);
+    world.admin(0, AdminAction::Shrink { node: NodeId(3) }).unwrap();
+    world.admin(0, AdminAction::Demote).unwrap();
+    world.promote(2, true).unwrap();
+    world.set_cut(1, 2, false);
+    load(&mut world, 20);
+    world.run_until("rest", |world| world.is_level(&[1, 2]));
+    world.kill(2);
+    world.start(2);
+    world.set_cut(0, 1, false);
+    world.run_ms(2000);
+    let records: Vec<_> = (0..3).map(|n| world.status(n).unwrap().record).collect();
+    assert!(records[0].is_of_rival(&records[2]) && records[0].version > records[2].version);
+    assert_eq!(records[1].reign, records[2].reign, "it knows whom it followed");
+    let refused = world.promote(1, false);
+    assert!(matches!(refused, Err(AdminError::NeedsForce(_))), "{refused:?}");
+    world.promote(2, false).or_else(|_| world.promote(2, true)).unwrap();
+    load(&mut world, 20);
+}
+
+/// Node 1 returns, and the ring of node 0 does not give what it needs: it `harm`s the journal there.
+fn returns_to_a_damaged_ring(seed: u64, harm: impl Fn(&mut SimDisk, u64)) {
+    let setup = Setup { on_peer_loss: OnPeerLoss::Continue, ..Setup::default() };
+    let layout = Layout::new((setup.sectors * 512) as u64, setup.journal_bytes).unwrap();
+    let mut world = serving(seed, &setup);
+    load(&mut world, 20);
+    world.run_until("rest", |world| world.is_quiet());
+    world.kill(1);
+    let at = layout.device_offset(RingOffset(ring_end(&world)));
+    for n in 0..10 {
+        world.write(0, n..n + 8, false);
+        world.run_until("it goes on alone", |world| world.waiting() == 0);
+    }
+    world.run_ms(1000);
+    for page in 0..4 {
+        harm(&mut world.nodes[0].journal, at + 4096 * page);
+    }
+    world.start(1);
+    world.run_until("rest", |world| world.is_quiet());
+    world.check_equal();
+    assert!(world.status(0).unwrap().counters.resync_bytes > 0);
+}
+
+#[test]
+fn a_ring_that_rotted_where_a_peer_needs_it_is_made_up_for_by_blocks() {
+    returns_to_a_damaged_ring(17, SimDisk::rot);
+}
+
+#[test]
+fn a_ring_that_cannot_be_read_where_a_peer_needs_it_is_made_up_for_by_blocks() {
+    returns_to_a_damaged_ring(18, SimDisk::spoil);
+}
+
+/// Node 0 has an entry that is not applied anywhere; node 1 needs it to make it stable.
+#[test]
+fn a_primary_that_cannot_read_an_unapplied_entry_takes_itself_out() {
+    let setup = Setup::default();
+    let layout = Layout::new((setup.sectors * 512) as u64, setup.journal_bytes).unwrap();
+    let mut world = serving(19, &setup);
+    load(&mut world, 20);
+    world.run_until("rest", |world| world.is_quiet());
+    world.set_cut(0, 1, true);
+    let at = layout.device_offset(RingOffset(ring_end(&world)));
+    world.write(0, 3..4, false);
+    world.run_ms(500);
+    world.kill(0);
+    world.start(0);
+    world.set_cut(0, 1, false);
+    connected(&mut world);
+    (0..4).for_each(|page| world.nodes[0].journal.spoil(at + 4096 * page));
+    let reign = world.reign_id();
+    world.ask(0, AdminAction::Promote { force: false, reign });
+    world.run_until("the copy to be out", |world| world.status(0).unwrap().disk_state == DiskState::Failed);
+    world.run_until("another reign", |world| {
+        world.promote(1, false).is_ok() || world.promote(1, true).is_ok()
+    });
 }

@@ -2,6 +2,7 @@
 //! looks for; what it found in the code becomes a scenario in `found`.
 
 mod found;
+mod managed;
 mod more;
 mod resync;
 mod resync_chaos;

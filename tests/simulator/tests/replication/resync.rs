@@ -8,7 +8,7 @@ use replicator_core::event::AdminAction;
 use replicator_core::status::Connection;
 use replicator_core::units::NodeId;
 
-use crate::setup::{quiet, serving};
+use crate::setup::{connected, quiet, serving};
 
 pub(crate) fn setup() -> Setup {
     Setup { on_peer_loss: OnPeerLoss::Continue, sectors: 4096, ..Setup::default() }
@@ -83,6 +83,30 @@ fn a_member_created_anew_comes_back_though_io_waits_for_it() {
     recreate(&mut world, 1);
     world.start(1);
     quiet(&mut world);
+}
+
+/// Node 2 has been away for long; node 1 was being written anew when the only whole copy was lost.
+#[test]
+fn a_copy_that_is_not_whole_is_not_in_the_way_of_force() {
+    let mut world = serving(5, &Setup { nodes: 3, ..setup() });
+    quiet(&mut world);
+    world.kill(2);
+    world.kill(1);
+    pass_the_ring(&mut world, 0);
+    recreate(&mut world, 1);
+    world.start(1);
+    world.run_until("it is Inconsistent", |world| {
+        let status = world.status(1).unwrap();
+        status.disk_state == DiskState::Inconsistent && status.applied.0 > 0
+    });
+    world.kill(0);
+    world.start(2);
+    connected(&mut world);
+    world.run_ms(4000);
+    world.promote(2, true).unwrap();
+    world.admin(1, AdminAction::Invalidate).unwrap();
+    world.run_until("both are whole", |world| world.is_level(&[1, 2]));
+    world.check_equal_among(&[1, 2]);
 }
 
 #[test]
