@@ -10,7 +10,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use holdfast_tests::{Client, holdfast, run, wait_for};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use serde_json::Value;
 
 const BLOCK: usize = 4096;
@@ -90,11 +90,15 @@ impl Cluster {
         self.kill("replicator", node);
     }
 
+    /// Sends a signal. One that stops has stopped all threads afterwards: until then they may still answer.
     fn signal(&self, what: &str, node: &str, signal: Signal) {
         let name = format!("{what} {node}");
         for (_, child) in self.processes.iter().filter(|(found, _)| *found == name) {
             let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).expect("a process id");
             kill_process(pid, signal).expect("it is ours");
+            if signal == Signal::STOP {
+                waitid(WaitId::Pid(pid), WaitIdOptions::STOPPED).expect("it is a child");
+            }
         }
     }
 
