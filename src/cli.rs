@@ -28,6 +28,10 @@ pub(crate) enum Command {
     Orchestrator(OrchestratorArgs),
     /// Ask the orchestrator: who leads, who may write, what would happen; or tell it what is wanted
     Cluster(ClusterArgs),
+    /// Switch a node off with its fence agents; shows what would happen unless --yes is given
+    Fence(FenceArgs),
+    /// Say that you have seen a node to be off; shows what that promises unless --yes is given
+    ConfirmOff(ConfirmOffArgs),
     /// Show a node and its volumes: what is wrong and what to type next
     Status(StatusArgs),
     /// Make a node the volume's primary: clients are served there
@@ -132,6 +136,41 @@ pub(crate) struct ClusterArgs {
     pub(crate) control: Option<PathBuf>,
     /// Print JSON
     #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `fence`.
+#[derive(Debug, Args)]
+pub(crate) struct FenceArgs {
+    /// The node
+    pub(crate) node: String,
+    #[command(flatten)]
+    pub(crate) word: WordArgs,
+}
+
+/// Arguments of `confirm-off`.
+#[derive(Debug, Args)]
+pub(crate) struct ConfirmOffArgs {
+    /// The node
+    pub(crate) node: String,
+    #[command(flatten)]
+    pub(crate) word: WordArgs,
+}
+
+/// How a word about the power of a node is given.
+#[derive(Debug, Args)]
+pub(crate) struct WordArgs {
+    /// Do it
+    #[arg(long)]
+    pub(crate) yes: bool,
+    /// Whose word it is [default: your user name]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) who: Option<String>,
+    /// The orchestrator's control socket [default: /run/holdfast/orchestrator.sock]
+    #[arg(long, value_name = "SOCKET", env = "HOLDFAST_ORCHESTRATOR")]
+    pub(crate) control: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
     pub(crate) json: bool,
 }
 
@@ -577,6 +616,9 @@ mod tests {
             "holdfast cluster move r0 --to b",
             "holdfast cluster standby b --off",
             "holdfast cluster pause --volume r0",
+            "holdfast fence b",
+            "holdfast fence b --yes --who root --control /s --json",
+            "holdfast confirm-off b --yes",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
         }

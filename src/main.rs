@@ -15,6 +15,7 @@ mod notify;
 mod orchestrator;
 mod orchestrator_cluster;
 mod output;
+mod power;
 mod role;
 mod sandbox;
 mod signals;
@@ -38,6 +39,8 @@ fn main() -> ExitCode {
         Command::Replicator(arguments) => daemon::run(&arguments),
         Command::Orchestrator(arguments) => orchestrator::run(&arguments),
         Command::Cluster(arguments) => orchestrator_cluster::run(&arguments),
+        Command::Fence(arguments) => power::fence(&arguments),
+        Command::ConfirmOff(arguments) => power::confirm_off(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Promote(arguments) => role::promote(&arguments),
         Command::Demote(arguments) => role::demote(&arguments),

@@ -13,7 +13,7 @@ use crate::cli::{ClusterArgs, ClusterCommand};
 use crate::output::{self, Style};
 use crate::table::Table;
 
-const CONTROL_SOCKET: &str = "/run/holdfast/orchestrator.sock";
+pub(crate) const CONTROL_SOCKET: &str = "/run/holdfast/orchestrator.sock";
 /// Happenings shown.
 const EVENTS_SHOWN: usize = 8;
 
@@ -57,9 +57,10 @@ fn render(status: &Status, style: Style) -> String {
     let mut out = format!("{} led by {leader}, seen from {}\n\n", style.bold(&status.cluster), status.node);
     let mut nodes = Table::new(2, &["node", "heard", "suspicions", ""]);
     for node in &status.nodes {
-        let state = match (node.standby, node.paused) {
-            (true, _) => "standby",
-            (_, true) => "paused",
+        let state = match (&node.power, node.standby, node.paused) {
+            (Some(power), ..) => power.as_str(),
+            (None, true, _) => "standby",
+            (None, _, true) => "paused",
             _ => "",
         };
         nodes.row([node.name.clone(), node.health.clone(), node.suspicions.to_string(), state.to_owned()]);
@@ -86,6 +87,12 @@ fn render(status: &Status, style: Style) -> String {
     }
     for note in &status.notes {
         let _ = writeln!(out, "\n{} {}", style.bold(&note.volume), note.text);
+    }
+    if !status.power.is_empty() {
+        out.push_str("\nPower:\n");
+        for past in status.power.iter().rev().take(EVENTS_SHOWN).rev() {
+            let _ = writeln!(out, "  {} {}", past.node, past.text);
+        }
     }
     if !status.events.is_empty() {
         out.push_str("\nLast here:\n");

@@ -5,8 +5,19 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use orchestrator_core::units::{Instant, VolumeId};
+use orchestrator_core::units::{BootId, Instant, VolumeId};
 use serde::{Deserialize, Serialize};
+
+/// This boot of the machine; where the kernel does not tell, every process is taken for one.
+pub(crate) fn boot() -> BootId {
+    let digits = boot_text().replace('-', "");
+    BootId(u128::from_str_radix(&digits, 16).unwrap_or_else(|_| u128::from_le_bytes(crate::random())))
+}
+
+fn boot_text() -> String {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    boot.trim().to_owned()
+}
 
 /// What the file holds.
 #[derive(Serialize, Deserialize)]
@@ -23,8 +34,7 @@ pub(crate) struct LeaseFile {
 
 impl LeaseFile {
     pub(crate) fn new(folder: &Path) -> Self {
-        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        Self { path: folder.join("leases"), boot: boot.trim().to_owned() }
+        Self { path: folder.join("leases"), boot: boot_text() }
     }
 
     /// The leases that a process before this one was granted; none if the machine has booted since, or nobody knows.

@@ -4,13 +4,16 @@
 mod clock;
 mod consensus;
 pub mod control;
+pub mod fence;
 mod heartbeat;
 mod leases;
 mod link;
 mod mind;
 mod node;
 mod options;
+mod power;
 mod transport;
+mod watchdog;
 
 use std::sync::Arc;
 

@@ -1,13 +1,16 @@
 //! What this node's orchestrator knows and has under way, apart from what is agreed on. Changed under one lock, never held
 //! across anything that waits.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque, btree_map};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use orchestrator_core::decide::{Local, Note, Seal, StepKind};
+use orchestrator_core::decide::{Awaited, Local, Note, Seal, StepKind};
+use orchestrator_core::power::{NodePower, Off};
 use orchestrator_core::record::{Order, Record};
 use orchestrator_core::state::State;
-use orchestrator_core::units::{Instant, NodeId, VolumeId};
-use orchestrator_core::view::{Health, NodeView, Report, View};
+use orchestrator_core::units::{BootId, Instant, NodeId, VolumeId};
+use orchestrator_core::view::{Health, Machine, NodeView, Report, View};
 use serde::{Deserialize, Serialize};
 
 use crate::consensus::Leadership;
@@ -65,13 +68,22 @@ pub(crate) struct Mind {
     /// Whether a voter is being taken in.
     pub(crate) admitting: bool,
     pub(crate) notes: Vec<Note>,
+    /// What this node says of its machine.
+    pub(crate) machine: Machine,
+    /// Nodes that something waits for to be off.
+    pub(crate) awaited: Awaited,
+    /// Evidence that nodes are off which this leader has taken note of.
+    known_off: BTreeMap<NodeId, Off>,
+    /// Orders to switch nodes off that are carried out here, and whether each is still wanted.
+    orders: BTreeMap<u64, Arc<AtomicBool>>,
     events: VecDeque<Event>,
 }
 
 impl Mind {
     /// The mind of a process that was given these leases before it knew anything else.
-    pub(crate) fn new(leases: BTreeMap<VolumeId, Instant>) -> Self {
-        Self { local: Local { leases, ..Local::default() }, ..Self::default() }
+    pub(crate) fn new(leases: BTreeMap<VolumeId, Instant>, boot: BootId) -> Self {
+        let machine = Machine { boot, ..Machine::default() };
+        Self { machine, local: Local { leases, ..Local::default() }, ..Self::default() }
     }
 
     /// Takes note of who leads. Says whether something about it has changed.
@@ -87,6 +99,8 @@ impl Mind {
         self.closing.clear();
         self.unsealed.clear();
         self.notes.clear();
+        self.awaited = Awaited::default();
+        self.known_off.clear();
         true
     }
 
@@ -130,7 +144,44 @@ impl Mind {
         let nodes = all.map(|(node, health)| (node, NodeView { health, report: fresh(&node) })).collect();
         let entropy = u128::from_le_bytes(crate::random());
         let unsealed = self.unsealed.iter().filter(|(_, until)| now < **until).map(|(at, _)| *at).collect();
-        Some(View { now, leader_since, nodes, grants: self.grants.clone(), unsealed, entropy })
+        let (grants, awaited) = (self.grants.clone(), self.awaited.since());
+        Some(View { now, leader_since, nodes, grants, awaited, unsealed, entropy })
+    }
+
+    /// Takes note of evidence that nodes are off, and forgets what they said before: only what they say after it speaks
+    /// against it.
+    pub(crate) fn note_evidence(&mut self, state: &State) {
+        let off = |(node, one): (&NodeId, &NodePower)| Some((*node, one.off.clone()?));
+        let known: BTreeMap<NodeId, Off> = state.power.nodes.iter().filter_map(off).collect();
+        for (node, off) in &known {
+            if self.known_off.get(node) != Some(off) {
+                self.reports.remove(node);
+            }
+        }
+        self.known_off = known;
+    }
+
+    /// Of the orders that this node is given, those that are not carried out yet; the others are given up where they are
+    /// given no more.
+    pub(crate) fn new_orders(&mut self, state: &State, me: NodeId) -> Vec<(NodeId, u64, Arc<AtomicBool>)> {
+        let order = |(node, one): (&NodeId, &NodePower)| {
+            one.order.as_ref().filter(|order| order.by == me).map(|order| (order.number, *node))
+        };
+        let given: BTreeMap<u64, NodeId> = state.power.nodes.iter().filter_map(order).collect();
+        self.orders.retain(|number, is_wanted| {
+            let is_given = given.contains_key(number);
+            is_wanted.store(is_given, Ordering::Relaxed);
+            is_given
+        });
+        let mut new = Vec::new();
+        for (number, node) in given {
+            if let btree_map::Entry::Vacant(vacant) = self.orders.entry(number) {
+                let is_wanted = Arc::new(AtomicBool::new(true));
+                vacant.insert(Arc::clone(&is_wanted));
+                new.push((node, number, is_wanted));
+            }
+        }
+        new
     }
 
     /// Begins to ask for a promise; says no while that is under way.

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use orchestrator_core::decide::{self, Decision, Planned, Proposal, Seal, Step, StepKind};
+use orchestrator_core::power::PowerChange;
 use orchestrator_core::record::{ChangeKind, Order, Refused};
 use orchestrator_core::state::Command;
 use orchestrator_core::units::{Instant, NodeId, VolumeId};
@@ -26,6 +27,7 @@ use crate::options::Options;
 use crate::transport::message::{ReportAnswer, ReportRequest, Request, Response};
 use crate::transport::peer::{Address, Peer};
 use crate::transport::server::{Handler, serve};
+use crate::watchdog::Watchdog;
 
 /// How often the replicator is asked what it does.
 const OBSERVE_INTERVAL: Duration = Duration::from_millis(50);
@@ -69,6 +71,7 @@ pub(crate) struct Orchestrator {
     addresses: BTreeMap<NodeId, Address>,
     process: u64,
     lease_file: LeaseFile,
+    pub(crate) watchdog: Mutex<Option<Watchdog>>,
     mind: Mutex<Mind>,
 }
 
@@ -104,7 +107,9 @@ impl Orchestrator {
         let heartbeats = heartbeats.map_err(listen)?;
         let lease_file = LeaseFile::new(&options.store);
         let process = u64::from_le_bytes(crate::random()).max(1);
-        let mind = Mind::new(lease_file.read());
+        let mind = Mind::new(lease_file.read(), crate::leases::boot());
+        let watchdog = options.watchdog.as_ref();
+        let watchdog = watchdog.map(|watchdog| Watchdog::new(watchdog.device.clone(), watchdog.timeout_ms));
         let incarnation = options.incarnation;
         let orchestrator = Arc::new(Self {
             options,
@@ -114,6 +119,7 @@ impl Orchestrator {
             addresses,
             process,
             lease_file,
+            watchdog: Mutex::new(watchdog),
             mind: Mutex::new(mind),
         });
         tokio::spawn(serve(listener, identity, incarnation, Arc::clone(&orchestrator)));
@@ -130,6 +136,7 @@ impl Orchestrator {
             tokio::spawn(Arc::clone(self).observe()),
             tokio::spawn(Arc::clone(self).begin()),
             tokio::spawn(Arc::clone(self).report()),
+            tokio::spawn(Arc::clone(self).check_agents()),
         ];
         let mut turns =
             tokio::time::interval(Duration::from_millis(self.options.policy.detection.heartbeat_ms));
@@ -141,6 +148,7 @@ impl Orchestrator {
             }
         }
         tasks.iter().for_each(tokio::task::JoinHandle::abort);
+        self.stop_watchdog();
         self.consensus.stop().await;
     }
 
@@ -155,10 +163,15 @@ impl Orchestrator {
             mind.remember(format!("{leader} leads, term {}", leadership.term));
         }
         let steps = self.own_steps(&mut mind, now);
+        let steps = self.watch_over(&mut mind, steps);
+        let orders = self.new_orders(&mut mind);
         let decision = self.decision(&mut mind, now);
         drop(mind);
         for step in &steps {
             self.take(step);
+        }
+        for (node, number, is_wanted) in orders {
+            self.switch_off(node, number, is_wanted);
         }
         if let Some(decision) = decision {
             decision.seals.iter().for_each(|seal| self.ask_seal(*seal));
@@ -174,8 +187,10 @@ impl Orchestrator {
             return None;
         }
         let applied = self.consensus.applied();
+        mind.note_evidence(&applied.state);
         let view = mind.view(self.options.me, &self.heartbeats.health(now), now)?;
         let decision = decide::cluster(&applied.state, &self.options.policy, &view);
+        mind.awaited.note(&decision.needs, &applied.state.power, now);
         mind.notes.clone_from(&decision.notes);
         if decision.proposals.is_empty() && decision.seals.is_empty() {
             return None;
@@ -268,8 +283,7 @@ impl Orchestrator {
         mind.local.now = now;
         mind.local.settle(state, me);
         mind.local.ask(state, policy, me);
-        let steps = decide::node(state, policy, me, &mind.local);
-        steps.into_iter().filter(|step| mind.begin(step.volume, step.kind)).collect()
+        decide::node(state, policy, me, &mind.local)
     }
 
     /// Carries out a step on a thread that may block.
@@ -429,7 +443,7 @@ impl Orchestrator {
         let held = mind.local.leases.iter().filter(|(_, until)| now < **until).map(|(volume, _)| *volume);
         let leases = held.chain(due.iter().copied()).collect();
         let (replicas, requests) = (mind.local.replicas.clone(), mind.local.requests.clone());
-        (Report { replicas, leases, requests }, due)
+        (Report { replicas, leases, requests, machine: mind.machine }, due)
     }
 
     fn take_answer(self: &Arc<Self>, answer: &ReportAnswer, sent: Instant) {
@@ -475,6 +489,7 @@ impl Orchestrator {
         if !mind.take_report(from, &request, now) {
             return Response::Failed("a newer report came first".to_owned());
         }
+        mind.note_evidence(&applied.state);
         let Some(view) = mind.view(self.options.me, &health, now) else { return Response::NotLeader(None) };
         let mut answer = ReportAnswer { applied: applied.index, ..ReportAnswer::default() };
         for volume in request.leases.iter().filter_map(|volume| self.options.policy.volume(*volume)) {
@@ -502,7 +517,7 @@ impl Orchestrator {
                 let asked = Peer::new(address).call(&Request::Propose(command), CALL_WITHIN * 6).await;
                 asked.map_err(|error| format!("the leader does not answer: {error}"))?
             }
-            _ => self.on_propose(command).await,
+            _ => self.on_propose(self.options.me, command).await,
         };
         match response {
             Response::Proposed(Ok(())) => Ok(()),
@@ -513,9 +528,22 @@ impl Orchestrator {
         }
     }
 
-    async fn on_propose(&self, command: Command) -> Response {
-        if matches!(command, Command::Create { .. } | Command::Change { .. }) {
-            return Response::Failed("records are changed by decisions only".to_owned());
+    async fn on_propose(&self, from: NodeId, command: Command) -> Response {
+        match &command {
+            Command::Create { .. } | Command::Change { .. } => {
+                return Response::Failed("records are changed by decisions only".to_owned());
+            }
+            Command::Power { change: PowerChange::Runs { .. } | PowerChange::Spare { .. }, .. } => {
+                return Response::Failed("this is decided by the leader only".to_owned());
+            }
+            Command::Power { node, change: PowerChange::Fenced { number, .. } } => {
+                let applied = self.consensus.applied();
+                let order = applied.state.power.order(*node).filter(|order| order.number == *number);
+                if order.is_some_and(|order| order.by != from) {
+                    return Response::Failed("somebody else was asked to switch that node off".to_owned());
+                }
+            }
+            _ => {}
         }
         match self.consensus.propose(command).await {
             Ok(outcome) => Response::Proposed(outcome),
@@ -533,7 +561,11 @@ impl Orchestrator {
 
     /// Whom this node hears.
     pub(crate) fn health(&self) -> BTreeMap<NodeId, (orchestrator_core::view::Health, u32)> {
-        self.heartbeats.health(now())
+        self.health_of(now())
+    }
+
+    pub(crate) fn health_of(&self, now: Instant) -> BTreeMap<NodeId, (orchestrator_core::view::Health, u32)> {
+        self.heartbeats.health(now)
     }
 }
 
@@ -546,7 +578,7 @@ impl Handler for Orchestrator {
                 Response::Identity { voter: self.consensus.voter(), initialized }
             }
             Err(Request::Report(request)) => self.on_report(from, request).await,
-            Err(Request::Propose(command)) => self.on_propose(command).await,
+            Err(Request::Propose(command)) => self.on_propose(from, command).await,
             Err(Request::Seal(seal)) => self.on_seal(seal).await,
             Err(_) => Response::Failed("this is for Raft, which did not take it".to_owned()),
         }

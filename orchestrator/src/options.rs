@@ -4,12 +4,15 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use orchestrator_core::fence::{Mode, Rules};
 use orchestrator_core::lease::Terms;
 use orchestrator_core::policy::{Detection, Node, Policy, Volume};
 use orchestrator_core::units::{NodeId, VolumeId};
-use replicator::config::Cluster;
+use replicator::config::{Cluster, FenceMode};
 use replicator::options::Secret;
 use thiserror::Error;
+
+use crate::fence::{Fencer, devices_of};
 
 /// How much longer than its usual patience a detector may be made by unsteady links.
 const PATIENCE_FACTOR_MAX: u64 = 7;
@@ -37,6 +40,8 @@ pub struct Options {
     pub(crate) nodes: BTreeMap<NodeId, NodeAddress>,
     pub(crate) control: PathBuf,
     pub(crate) store: PathBuf,
+    pub(crate) fencer: Fencer,
+    pub(crate) watchdog: Option<replicator::config::Watchdog>,
 }
 
 /// Where a node is reached.
@@ -67,6 +72,7 @@ impl Options {
             suspect_at_most_ms: section.suspect_after_ms * PATIENCE_FACTOR_MAX,
             ..Detection::default()
         };
+        let fencer = devices_of(cluster);
         let policy = Policy {
             nodes: cluster
                 .nodes
@@ -78,6 +84,7 @@ impl Options {
             detection,
             unproven_grace_ms: section.unproven_grace_ms,
             member_patience_ms: section.member_patience_ms,
+            fence: rules(cluster, section, &fencer),
         };
         Ok(Self {
             cluster: cluster.name.clone(),
@@ -89,7 +96,23 @@ impl Options {
             nodes: addresses.collect(),
             control: own.control.clone(),
             store: own.store.clone(),
+            fencer,
+            watchdog: own.watchdog.clone(),
         })
+    }
+}
+
+fn rules(cluster: &Cluster, section: &replicator::config::Orchestrator, fencer: &Fencer) -> Rules {
+    let needs_off = cluster.volumes.iter().filter(|volume| volume.takeover_needs_off);
+    Rules {
+        mode: match section.fence {
+            FenceMode::WhenNeeded => Mode::WhenNeeded,
+            FenceMode::Always => Mode::Always,
+            FenceMode::Never => Mode::Never,
+        },
+        stop_patience_ms: section.stop_patience_ms,
+        fenceable: fencer.targets(),
+        surely_off: needs_off.map(|volume| VolumeId(volume.id.0)).collect(),
     }
 }
 

@@ -2,20 +2,21 @@
 //! other one serves without anybody typing anything.
 
 use std::net::{TcpListener, UdpSocket};
-use std::path::PathBuf;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use holdfast_tests::{Client, holdfast, run, wait_for};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use serde_json::Value;
 
 const BLOCK: usize = 4096;
 
 /// A cluster of processes; killed when dropped.
-struct Cluster {
+pub(crate) struct Cluster {
     folder: tempfile::TempDir,
     processes: Vec<(String, Child)>,
 }
@@ -23,10 +24,16 @@ struct Cluster {
 impl Cluster {
     /// Two data nodes `a` and `b`, and the witness `w`.
     fn start() -> Self {
+        Self::start_with("", |_| String::new())
+    }
+
+    /// With more keys for the volume, and more sections for the file in the folder.
+    pub(crate) fn start_with(volume: &str, more: impl FnOnce(&Path) -> String) -> Self {
         let base = std::env::var_os("HOLDFAST_TEST_DIR").unwrap_or_else(|| "/tmp".into());
         let folder = tempfile::Builder::new().prefix("hf").tempdir_in(base).expect("a folder for the test");
         let mut cluster = Self { folder, processes: Vec::new() };
-        std::fs::write(cluster.config(), configuration()).unwrap();
+        let text = format!("{}{}", configuration(volume), more(cluster.folder.path()));
+        std::fs::write(cluster.config(), text).unwrap();
         for node in ["a", "b"] {
             let config = cluster.config();
             let created = run(&["create", "r0", "--config", config.to_str().unwrap(), "--node", node]);
@@ -41,11 +48,11 @@ impl Cluster {
         cluster
     }
 
-    fn config(&self) -> PathBuf {
+    pub(crate) fn config(&self) -> PathBuf {
         self.path("holdfast.toml")
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
@@ -78,16 +85,20 @@ impl Cluster {
     }
 
     /// The machine dies.
-    fn kill_node(&mut self, node: &str) {
+    pub(crate) fn kill_node(&mut self, node: &str) {
         self.kill("orchestrator", node);
         self.kill("replicator", node);
     }
 
+    /// Sends a signal. One that stops has stopped all threads afterwards: until then they may still answer.
     fn signal(&self, what: &str, node: &str, signal: Signal) {
         let name = format!("{what} {node}");
         for (_, child) in self.processes.iter().filter(|(found, _)| *found == name) {
             let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).expect("a process id");
             kill_process(pid, signal).expect("it is ours");
+            if signal == Signal::STOP {
+                waitid(WaitId::Pid(pid), WaitIdOptions::STOPPED).expect("it is a child");
+            }
         }
     }
 
@@ -102,27 +113,31 @@ impl Cluster {
         });
     }
 
-    fn revive_node(&mut self, node: &str) {
+    pub(crate) fn revive_node(&mut self, node: &str) {
         self.spawn("replicator", node);
         self.spawn("orchestrator", node);
     }
 
     /// What an orchestrator says.
-    fn status(&self, node: &str) -> Option<Value> {
+    pub(crate) fn status(&self, node: &str) -> Option<Value> {
         let socket = self.path(&format!("{node}.orc"));
         let output = run(&["cluster", "status", "--json", "--control", socket.to_str()?]);
         serde_json::from_slice(&output.stdout).ok()
     }
 
     /// Waits until the record, as this orchestrator knows it, names an opened primary with so many members.
-    fn wait_primary(&self, ask: &str, primary: &str, members: usize) {
-        let what = format!("{primary} to be primary of {members} members");
+    pub(crate) fn wait_primary(&self, ask: &str, primary: &str, members: usize) {
+        self.wait_reign(ask, primary, members..=members);
+    }
+
+    fn wait_reign(&self, ask: &str, primary: &str, members: RangeInclusive<usize>) {
+        let what = format!("{primary} to be primary of {members:?} members");
         let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             wait_for(&what, || {
                 let status = self.status(ask)?;
                 let record = &status["volumes"][0]["record"];
                 let is_it = record["primary"] == primary && record["opened"] == true;
-                (is_it && record["in_sync"].as_array()?.len() == members).then_some(())
+                (is_it && members.contains(&record["in_sync"].as_array()?.len())).then_some(())
             });
         }));
         if found.is_err() {
@@ -130,7 +145,7 @@ impl Cluster {
         }
     }
 
-    fn logs(&self) -> String {
+    pub(crate) fn logs(&self) -> String {
         let mut text = String::new();
         for entry in std::fs::read_dir(self.folder.path()).unwrap().flatten() {
             if entry.path().extension().is_some_and(|extension| extension == "log") {
@@ -141,7 +156,7 @@ impl Cluster {
         text
     }
 
-    fn connect(&self, node: &str) -> Client {
+    pub(crate) fn connect(&self, node: &str) -> Client {
         let socket = self.path(&format!("{node}.nbd"));
         wait_for("the export to open", || Client::connect(&socket).ok())
     }
@@ -164,7 +179,7 @@ impl Drop for Cluster {
     }
 }
 
-fn configuration() -> String {
+fn configuration(volume: &str) -> String {
     let ports = free_ports(5);
     let node = |name: &str, port: u16| {
         format!(
@@ -181,7 +196,7 @@ fn configuration() -> String {
     format!(
         "[cluster]\nname = \"failover\"\nsecret = \"0123456789abcdef0123456789abcdef\"\n[orchestrator]\n{}{}{}\
          [[volume]]\nname = \"r0\"\nuuid = \"01915f1e-0a4b-4c3d-8e2f-0123456789ab\"\nsize = \"16MiB\"\n\
-         lock-memory = false\n{}{}",
+         lock-memory = false\n{volume}{}{}",
         node("a", ports[0]),
         node("b", ports[1]),
         node("w", ports[2]),
@@ -337,7 +352,8 @@ fn a_primary_whose_orchestrator_sleeps_answers_nothing_old_when_another_serves()
             assert!(!(was_over && bytes == block(7)), "what was overwritten is read at the old primary");
         }
     });
-    cluster.wait_primary("w", "b", 1);
+    // The replica there follows at once, so that it may be a member before the first is seen.
+    cluster.wait_reign("w", "b", 1..=2);
     cluster.connect("b").write_at(4096, &block(8)).unwrap();
     overwritten.store(true, Ordering::SeqCst);
     cluster.signal("orchestrator", "a", Signal::CONT);

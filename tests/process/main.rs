@@ -4,6 +4,7 @@
 //! into `foreign`.
 
 mod failover;
+mod fencing;
 mod foreign;
 mod fork;
 mod hostile;

@@ -13,10 +13,12 @@
 extern crate alloc;
 
 pub mod decide;
+pub mod fence;
 pub mod health;
 pub mod lease;
 pub mod limits;
 pub mod policy;
+pub mod power;
 pub mod proof;
 pub mod record;
 pub mod state;

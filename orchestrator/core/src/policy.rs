@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
+use crate::fence::Rules;
 use crate::lease::Terms;
 use crate::units::{NodeId, VolumeId};
 
@@ -23,6 +24,8 @@ pub struct Policy {
     pub unproven_grace_ms: u64,
     /// How long a primary waits for a member that does not follow before it asks for a set without it.
     pub member_patience_ms: u64,
+    /// When nodes are switched off.
+    pub fence: Rules,
 }
 
 /// A machine with a vote.

@@ -2,11 +2,13 @@
 //! and not a flag: each kind of resource says which suffice.
 
 use alloc::string::String;
+use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
+use crate::power::{Means, Off};
 use crate::record::{Record, Takeover};
-use crate::units::NodeId;
+use crate::units::{NodeId, NodeSet};
 
 /// A fact that makes a takeover safe.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,17 +22,23 @@ pub enum Proof {
     EpochFenced,
     /// The old primary's lease has surely ended.
     LeaseExpired,
-    /// The old primary's watchdog has surely fired.
-    WatchdogExpired,
-    /// The old primary's node is off: a fence agent switched it off and read back that it is.
+    /// The watchdogs of nodes that may have served have surely fired: they were armed, and fed by nobody since.
+    WatchdogExpired {
+        /// The nodes.
+        nodes: NodeSet,
+    },
+    /// Nodes that may have served are off: fence agents switched them off and read back that they are.
     PowerOff {
-        /// The agent that read it back.
-        agent: String,
+        /// The evidence.
+        off: Vec<Off>,
     },
     /// Somebody says so and answers for it.
     Operator {
         /// Who.
         who: String,
+        /// The nodes that are off by that word. Without any, it is the loss of what others may hold that somebody answers
+        /// for.
+        off: Vec<Off>,
     },
 }
 
@@ -53,9 +61,22 @@ impl Proof {
     pub fn suffices_for(&self, resource: Resource) -> bool {
         match self {
             Self::First | Self::Released | Self::PowerOff { .. } | Self::Operator { .. } => true,
-            Self::WatchdogExpired => true,
+            Self::WatchdogExpired { .. } => true,
             Self::LeaseExpired => !matches!(resource, Resource::Foreign),
             Self::EpochFenced => matches!(resource, Resource::Volume),
+        }
+    }
+
+    /// The proof that evidence of nodes that are off makes: as strong as the word it rests on.
+    #[must_use]
+    pub fn of_power(off: Vec<Off>) -> Self {
+        let operator = off.iter().find_map(|off| match &off.means {
+            Means::Operator { who } => Some(who.clone()),
+            Means::Agent { .. } => None,
+        });
+        match operator {
+            Some(who) => Self::Operator { who, off },
+            None => Self::PowerOff { off },
         }
     }
 

@@ -125,6 +125,12 @@ pub enum Refused {
     /// The proof does not hold for this record.
     #[error("the fencing proof does not hold for this record")]
     Proof,
+    /// What was found out is about another boot of the node.
+    #[error("the node runs under another boot than the one that this is about")]
+    Boot,
+    /// No such order to switch a node off is open, or one is already, or the node is off.
+    #[error("nobody is asked any more to switch this node off, or somebody is already")]
+    Order,
 }
 
 impl Record {
@@ -177,7 +183,7 @@ impl Record {
         if takeover.epoch <= self.epoch {
             return Err(Refused::Epoch(self.epoch));
         }
-        let is_forced = matches!(takeover.proof, Proof::Operator { .. });
+        let is_forced = matches!(&takeover.proof, Proof::Operator { off, .. } if off.is_empty());
         let is_of_old = takeover.in_sync.is_subset(self.in_sync);
         if !takeover.in_sync.contains(takeover.primary) || !(is_of_old || is_forced) {
             return Err(Refused::Set);

@@ -5,8 +5,9 @@ use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::power::{Power, PowerChange};
 use crate::proof::Proof;
-use crate::record::{Change, Record, Refused};
+use crate::record::{Change, ChangeKind, Record, Refused};
 use crate::units::{Epoch, NodeId, NodeSet, ReignId, VolumeId};
 
 /// What the cluster has agreed on.
@@ -20,6 +21,9 @@ pub struct State {
     pub standby: BTreeSet<NodeId>,
     /// What nothing is to be done about.
     pub paused: Paused,
+    /// Which nodes run, are to be switched off, or are off.
+    #[serde(default)]
+    pub power: Power,
 }
 
 /// What nothing is to be done about, at three levels.
@@ -83,6 +87,13 @@ pub enum Command {
         /// Whether it is to be given nothing.
         on: bool,
     },
+    /// Something is known or wanted of the power of a node.
+    Power {
+        /// The node.
+        node: NodeId,
+        /// What.
+        change: PowerChange,
+    },
     /// Something is paused, or goes on.
     Pause {
         /// What.
@@ -102,6 +113,7 @@ impl fmt::Display for Command {
             Self::Want { volume, node: Some(node) } => write!(f, "{volume} wanted on {node}"),
             Self::Want { volume, node: None } => write!(f, "{volume} wanted nowhere in particular"),
             Self::Standby { node, on } => write!(f, "standby of {node}: {on}"),
+            Self::Power { node, change } => write!(f, "power of {node}: {change:?}"),
             Self::Pause { scope, on } => write!(f, "pause of {scope:?}: {on}"),
         }
     }
@@ -137,7 +149,13 @@ impl State {
             }
             Command::Change { volume, change } => {
                 let record = self.records.get_mut(volume).ok_or(Refused::NoRecord)?;
-                *record = record.changed(change)?;
+                let next = record.changed(change)?;
+                if let ChangeKind::Takeover(takeover) = &change.kind
+                    && !self.power.bears_out(&takeover.proof)
+                {
+                    return Err(Refused::Proof);
+                }
+                *record = next;
                 if self.wanted.get(volume).is_some_and(|wanted| record.primary == Some(*wanted)) {
                     self.wanted.remove(volume);
                 }
@@ -149,6 +167,7 @@ impl State {
                     _ => self.wanted.remove(volume),
                 };
             }
+            Command::Power { node, change } => return self.power.apply(*node, change),
             Command::Standby { node, on } => set(&mut self.standby, *node, *on),
             Command::Pause { scope: Scope::Cluster, on } => self.paused.cluster = *on,
             Command::Pause { scope: Scope::Node(node), on } => set(&mut self.paused.nodes, *node, *on),

@@ -120,6 +120,11 @@ pub struct VolumeId(pub u128);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ReignId(pub u128);
 
+/// Identity of one boot of a node: drawn by its kernel when it started, or by whoever stands for it. As JSON: 32
+/// hexadecimal digits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BootId(pub u128);
+
 macro_rules! hexadecimal {
     ($type:ident) => {
         impl fmt::Display for $type {
@@ -145,6 +150,7 @@ macro_rules! hexadecimal {
 
 hexadecimal!(VolumeId);
 hexadecimal!(ReignId);
+hexadecimal!(BootId);
 
 /// Number of a reign; each promotion gets a higher one. Also the fencing token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

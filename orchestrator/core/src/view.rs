@@ -7,7 +7,7 @@ use alloc::string::String;
 use serde::{Deserialize, Serialize};
 
 use crate::record::{Change, Order};
-use crate::units::{Epoch, Instant, NodeId, NodeSet, Position, VolumeId};
+use crate::units::{BootId, Epoch, Instant, NodeId, NodeSet, Position, VolumeId};
 
 /// The cluster as the Raft leader sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +20,8 @@ pub struct View {
     pub nodes: BTreeMap<NodeId, NodeView>,
     /// The newest lease granted by this leader, for each volume and holder.
     pub grants: BTreeMap<(VolumeId, NodeId), Instant>,
+    /// Nodes that something has been waiting for to be off, and since when.
+    pub awaited: BTreeMap<NodeId, Instant>,
     /// Replicas that were asked for a promise a short while ago and did not give it.
     pub unsealed: BTreeSet<(VolumeId, NodeId)>,
     /// Fresh random bits, for the identities of reigns.
@@ -71,6 +73,20 @@ pub struct Report {
     pub leases: BTreeSet<VolumeId>,
     /// Changes of records that it asks for as their primary.
     pub requests: BTreeMap<VolumeId, Request>,
+    /// The machine itself.
+    #[serde(default)]
+    pub machine: Machine,
+}
+
+/// What a node says of its machine.
+#[derive(Clone, core::marker::Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// Its boot.
+    pub boot: BootId,
+    /// Timeout of the watchdog that it has armed, and feeds only while what runs here may.
+    pub watchdog_ms: Option<u64>,
+    /// Nodes that it could switch off: agents are here, and take what the configuration gives them.
+    pub fences: NodeSet,
 }
 
 /// A change that a primary asks for.
@@ -156,6 +172,13 @@ impl View {
             };
             quiet && !report.leases.contains(&volume)
         })
+    }
+
+    /// What a node says of itself, if it is heard.
+    #[must_use]
+    pub fn report(&self, node: NodeId) -> Option<&Report> {
+        let view = self.nodes.get(&node)?;
+        if view.health.is_heard() { view.report.as_ref() } else { None }
     }
 
     /// What a replica says, if its node is heard and it runs.

@@ -31,8 +31,21 @@ pub struct Status {
     pub volumes: Vec<VolumeReport>,
     /// What the leader says about volumes; empty elsewhere.
     pub notes: Vec<Note>,
+    /// What came of switching nodes off, the newest last.
+    pub power: Vec<PastReport>,
     /// What happened here, the newest last.
     pub events: Vec<Event>,
+}
+
+/// Something that was about the power of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PastReport {
+    /// The node.
+    pub node: String,
+    /// When, in milliseconds since 1970, if anybody looked at a clock.
+    pub at_unix_ms: Option<u64>,
+    /// What.
+    pub text: String,
 }
 
 /// A node as heard.
@@ -48,6 +61,10 @@ pub struct NodeReport {
     pub standby: bool,
     /// Whether nothing is to be done about it.
     pub paused: bool,
+    /// What is agreed on about its power, if it is not simply on.
+    pub power: Option<String>,
+    /// Timeout of the watchdog that it has armed.
+    pub watchdog_ms: Option<u64>,
 }
 
 /// A volume as agreed on.
@@ -97,6 +114,29 @@ pub struct Plan {
 pub struct Move {
     /// Where to; absent: nowhere in particular any more.
     pub to: Option<String>,
+}
+
+/// Answer to `GET /v1/nodes/{node}/fence`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FencePlan {
+    /// The node that would be switched off.
+    pub node: String,
+    /// Who would do it; without one nobody can.
+    pub by: Option<String>,
+    /// How, in order.
+    pub ways: Vec<String>,
+    /// Volumes that it is primary of.
+    pub primary_of: Vec<String>,
+    /// What would be decided without it.
+    pub steps: Vec<Planned>,
+}
+
+/// Body of `POST /v1/nodes/{node}/fence` and `POST /v1/nodes/{node}/confirm-off`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Word {
+    /// Whose word it is.
+    pub who: String,
 }
 
 /// Body of `POST /v1/nodes/{node}/standby` and `POST /v1/pause`.

@@ -15,13 +15,14 @@ use orchestrator_core::view::Health;
 use replicator::control::json::{Done, Failure, FailureReason};
 
 use super::json::{Move, NodeReport, Plan, RecordReport, Status, Switch, VolumeReport};
+use super::power;
 use crate::clock::now;
 use crate::node::Orchestrator;
 
 /// Bytes of a request's body.
 const BODY_BYTES_MAX: usize = 4 << 10;
 
-type App = State<Arc<Orchestrator>>;
+pub(super) type App = State<Arc<Orchestrator>>;
 
 /// The routes.
 pub(super) fn router(orchestrator: Arc<Orchestrator>) -> Router {
@@ -30,6 +31,8 @@ pub(super) fn router(orchestrator: Arc<Orchestrator>) -> Router {
         .route("/v1/plan", get(plan))
         .route("/v1/volumes/{volume}/move", post(move_volume))
         .route("/v1/nodes/{node}/standby", post(standby))
+        .route("/v1/nodes/{node}/fence", get(power::plan).post(power::fence))
+        .route("/v1/nodes/{node}/confirm-off", post(power::confirm_off))
         .route("/v1/pause", post(pause))
         .fallback(no_route)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
@@ -48,6 +51,8 @@ async fn status(State(this): App) -> Json<Status> {
             suspicions,
             standby: state.standby.contains(&node.id),
             paused: state.paused.nodes.contains(&node.id),
+            power: power::text(policy, state, node.id),
+            watchdog_ms: state.power.nodes.get(&node.id).and_then(|one| one.watchdog_ms),
         }
     };
     let volume = |volume: &orchestrator_core::policy::Volume| {
@@ -72,6 +77,7 @@ async fn status(State(this): App) -> Json<Status> {
         nodes: policy.nodes.iter().map(node).collect(),
         volumes: policy.volumes.iter().map(volume).collect(),
         notes: mind.notes.clone(),
+        power: power::history(policy, state),
         events: mind.events(),
     })
 }
@@ -93,7 +99,7 @@ fn record_of(this: &Orchestrator, record: &Record) -> RecordReport {
         opened: record.opened,
         in_sync: record.in_sync.iter().map(|node| policy.node_name(node)).collect(),
         generation: record.generation,
-        proof: format!("{:?}", record.proof),
+        proof: power::proof(policy, &record.proof),
     }
 }
 
@@ -102,14 +108,15 @@ async fn plan(
     Query(query): Query<BTreeMap<String, String>>,
 ) -> Result<Json<Plan>, Refusal> {
     let dead = query.get("dead").map(|name| node(&this, name)).transpose()?;
-    let steps = this.plan(dead).ok_or_else(|| {
-        let leader = this.consensus.leadership().leader;
-        let leader =
-            leader.map_or_else(|| "nobody".to_owned(), |leader| this.options.policy.node_name(leader));
-        let hint = format!("ask the leader, which is {leader}");
-        Refusal::new(StatusCode::CONFLICT, "not-leader", "only the leader knows what all nodes say", hint)
-    })?;
+    let steps = this.plan(dead).ok_or_else(|| not_leader(&this))?;
     Ok(Json(Plan { steps }))
+}
+
+pub(super) fn not_leader(this: &Orchestrator) -> Refusal {
+    let leader = this.consensus.leadership().leader;
+    let leader = leader.map_or_else(|| "nobody".to_owned(), |leader| this.options.policy.node_name(leader));
+    let hint = format!("ask the leader, which is {leader}");
+    Refusal::new(StatusCode::CONFLICT, "not-leader", "only the leader knows what all nodes say", hint)
 }
 
 async fn move_volume(
@@ -149,7 +156,11 @@ async fn pause(State(this): App, Json(request): Json<Switch>) -> Result<Json<Don
     propose(&this, Command::Pause { scope, on: request.on }, format!("{what} {state}")).await
 }
 
-async fn propose(this: &Orchestrator, command: Command, done: String) -> Result<Json<Done>, Refusal> {
+pub(super) async fn propose(
+    this: &Orchestrator,
+    command: Command,
+    done: String,
+) -> Result<Json<Done>, Refusal> {
     match this.command(command).await {
         Ok(()) => Ok(Json(Done { message: done })),
         Err(text) => Err(Refusal::new(StatusCode::CONFLICT, "refused", text, None)),
@@ -161,7 +172,7 @@ async fn no_route(method: Method, uri: Uri) -> Refusal {
     Refusal::new(StatusCode::NOT_FOUND, "no-route", message, "GET /v1/status is a good start".to_owned())
 }
 
-fn node(this: &Orchestrator, name: &str) -> Result<NodeId, Refusal> {
+pub(super) fn node(this: &Orchestrator, name: &str) -> Result<NodeId, Refusal> {
     let found = this.options.policy.nodes.iter().find(|node| node.name == name);
     found.map(|node| node.id).ok_or_else(|| {
         let known = this.options.policy.names(this.options.policy.nodes.iter().map(|node| node.id));
@@ -185,13 +196,13 @@ fn volume(this: &Orchestrator, name: &str) -> Result<VolumeId, Refusal> {
 }
 
 /// An error as it is sent.
-struct Refusal {
+pub(super) struct Refusal {
     status: StatusCode,
     reason: FailureReason,
 }
 
 impl Refusal {
-    fn new(
+    pub(super) fn new(
         status: StatusCode,
         code: &str,
         message: impl Into<String>,

@@ -8,6 +8,7 @@ use replicator_core::disk::layout::Layout;
 use replicator_core::units::{Incarnation, NodeId, VolumeId};
 use thiserror::Error;
 
+use super::fence::FenceDevice;
 use super::orchestrator::{NodeOrchestrator, Orchestrator};
 use super::tuning::Tuning;
 use crate::names::NodeNames;
@@ -31,6 +32,8 @@ pub struct Cluster {
     pub volumes: Vec<Volume>,
     /// How its orchestrators behave, if it has any.
     pub orchestrator: Option<Orchestrator>,
+    /// How its nodes are switched off.
+    pub fence: Vec<FenceDevice>,
 }
 
 /// A machine, or rather one replicator process on it.
@@ -63,6 +66,8 @@ pub struct Volume {
     pub protocol: Protocol,
     /// How it behaves.
     pub tuning: Tuning,
+    /// Whether another node may have it only when the old one is surely off.
+    pub takeover_needs_off: bool,
     /// Its copies.
     pub replicas: Vec<Replica>,
 }

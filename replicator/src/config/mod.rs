@@ -7,6 +7,7 @@
 
 mod cluster;
 mod example;
+mod fence;
 mod file;
 mod orchestrator;
 mod problem;
@@ -29,7 +30,8 @@ use file::FileError;
 
 pub use cluster::{Cluster, Node, OptionsError, Replica, Volume};
 pub use example::example;
-pub use orchestrator::{NodeOrchestrator, Orchestrator};
+pub use fence::{FenceDevice, FencePlaces};
+pub use orchestrator::{FenceMode, NodeOrchestrator, Orchestrator, Watchdog};
 pub use problem::{Problem, Problems, Severity};
 pub use secret::fresh_secret;
 pub use tuning::Tuning;

@@ -15,6 +15,7 @@ use super::value::format_duration_ms;
 const CONTROL_SOCKET: &str = "/run/holdfast/orchestrator.sock";
 const STORE: &str = "/var/lib/holdfast/orchestrator";
 const PORT: u16 = 7787;
+const WATCHDOG_TIMEOUT_MS: u64 = 5_000;
 /// Heartbeats between which a link may be silent at least: fewer, and one lost packet is a failover.
 const HEARTBEATS_MIN: u64 = 3;
 
@@ -35,6 +36,32 @@ pub struct Orchestrator {
     pub member_patience_ms: u64,
     /// Silence of a leader after which the others elect another one, at least; twice that at most.
     pub election_ms: u64,
+    /// When nodes are switched off.
+    pub fence: FenceMode,
+    /// How long a node that is heard may take to stop serving before it is switched off.
+    pub stop_patience_ms: u64,
+    /// How much longer whoever switches off a node waits if that node is primary of something.
+    pub priority_delay_ms: u64,
+}
+
+/// When nodes are switched off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FenceMode {
+    /// Where nothing else can prove what must be proven.
+    WhenNeeded,
+    /// Before every takeover from a node that cannot say that it serves nobody.
+    Always,
+    /// By operators only.
+    Never,
+}
+
+/// A node's watchdog.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Watchdog {
+    /// The device.
+    pub device: PathBuf,
+    /// After how long without being fed it resets the machine.
+    pub timeout_ms: u64,
 }
 
 /// Where a node's orchestrator is found.
@@ -48,6 +75,8 @@ pub struct NodeOrchestrator {
     pub control: PathBuf,
     /// The folder of its votes and its log.
     pub store: PathBuf,
+    /// What resets the node when it may not serve any more and cannot be stopped.
+    pub watchdog: Option<Watchdog>,
 }
 
 /// A `[node.orchestrator]` with the places of its values.
@@ -56,6 +85,7 @@ pub(super) struct NodeOrchestratorDraft {
     pub(super) links: Vec<At<IpAddr>>,
     pub(super) control: At<PathBuf>,
     pub(super) store: At<PathBuf>,
+    pub(super) watchdog: Option<Watchdog>,
 }
 
 /// Reads `[orchestrator]`, if it is there.
@@ -71,6 +101,11 @@ pub(super) fn read(top: &mut Section<'_>, problems: &mut Problems) -> Option<At<
     let unproven_grace = duration("unproven-grace", 10_000, problems);
     let member_patience = duration("member-patience", 2_000, problems);
     let election = duration("election", 300, problems);
+    let stop_patience = duration("stop-patience", 20_000, problems);
+    let priority_delay = duration("fence-priority-delay", 0, problems);
+    let modes =
+        [("when-needed", FenceMode::WhenNeeded), ("always", FenceMode::Always), ("never", FenceMode::Never)];
+    let mode = section.choice("fence", &modes, problems).map_or(FenceMode::WhenNeeded, |at| at.value);
     let drift = section.integer("clock-drift-ppm", 0..=100_000, problems).map_or(1_000, |at| at.value);
     section.finish(problems);
     if heartbeat.value == 0 {
@@ -98,6 +133,9 @@ pub(super) fn read(top: &mut Section<'_>, problems: &mut Problems) -> Option<At<
         unproven_grace_ms: unproven_grace.value,
         member_patience_ms: member_patience.value,
         election_ms: election.value,
+        fence: mode,
+        stop_patience_ms: stop_patience.value,
+        priority_delay_ms: priority_delay.value,
     };
     Some(At { value, span })
 }
@@ -119,6 +157,7 @@ pub(super) fn read_node(
     let port = section.as_mut().and_then(|section| section.integer("port", 1..=65535, problems));
     let port = port.unwrap_or(At { value: u64::from(PORT), span: header });
     let links = section.as_mut().map(|section| section.texts("links", problems)).unwrap_or_default();
+    let watchdog = section.as_mut().and_then(|section| read_watchdog(section, path, problems));
     if let Some(section) = section {
         section.finish(problems);
     }
@@ -126,7 +165,23 @@ pub(super) fn read_node(
         links.into_iter().map(|text| checked_address(text, "links", problems)).collect();
     let control = checked_socket(control, "control", path, problems)?;
     let port = port.map(|port| u16::try_from(port).expect("in range"));
-    Some(NodeOrchestratorDraft { port, links: links?, control, store })
+    Some(NodeOrchestratorDraft { port, links: links?, control, store, watchdog })
+}
+
+fn read_watchdog(section: &mut Section<'_>, path: &Path, problems: &mut Problems) -> Option<Watchdog> {
+    let device = section.text("watchdog", problems);
+    let timeout = section.duration_ms("watchdog-timeout", problems);
+    let timeout_ms = timeout.as_ref().map_or(WATCHDOG_TIMEOUT_MS, |at| at.value);
+    if let Some(timeout) = &timeout {
+        if device.is_none() {
+            problems.error(&timeout.span, "`watchdog-timeout` without `watchdog`", None);
+        }
+        if timeout_ms < 1_000 || !timeout_ms.is_multiple_of(1_000) {
+            let message = "`watchdog-timeout`: watchdogs count in whole seconds, from 1 on";
+            problems.error(&timeout.span, message, "\"5s\" is the default".to_owned());
+        }
+    }
+    device.map(|device| Watchdog { device: resolve(path, &device.value), timeout_ms })
 }
 
 /// What the section says together with the rest of the file.
@@ -136,7 +191,14 @@ pub(super) fn check(
     volumes: &[VolumeDraft],
     problems: &mut Problems,
 ) {
-    if nodes.len() < 3 {
+    if nodes.len() == 2 {
+        let message = "two nodes without a witness are not supported: neither may go on alone when it does not hear the \
+             other, since the other may be going on as well, and both must agree on anything";
+        let help = "add a [[node]] without replicas as a witness, any small machine will do; or leave [orchestrator] out, \
+             and promote by hand"
+            .to_owned();
+        problems.error(&orchestrator.span, message, help);
+    } else if nodes.len() < 3 {
         let message = format!("{} nodes cannot outvote a dead one: no failover is automatic", nodes.len());
         let help = "add a [[node]] without replicas as a witness; any small machine will do".to_owned();
         problems.warning(&orchestrator.span, message, help);

@@ -73,6 +73,11 @@ impl Problems {
         self.list.push(Problem { severity, span: span.clone(), message, help });
     }
 
+    /// Adds a problem that others than the reader of the file have found.
+    pub fn add(&mut self, severity: Severity, span: &Range<usize>, message: &str, help: Option<String>) {
+        self.push(severity, span, message, help);
+    }
+
     /// Whether the file is not accepted.
     #[must_use]
     pub fn has_errors(&self) -> bool {

@@ -16,7 +16,7 @@ use super::problem::Problems;
 use super::section::{At, Section};
 use super::tuning::Tuning;
 use super::uuid::{format_uuid, fresh_uuid, parse_uuid};
-use super::{WithSecret, relations, secret};
+use super::{WithSecret, fence, relations, secret};
 use crate::options::Secret;
 
 const CONTROL_SOCKET: &str = "/run/holdfast/control.sock";
@@ -43,6 +43,7 @@ pub(super) struct VolumeDraft {
     pub(super) block_bytes: At<u32>,
     pub(super) protocol: At<Protocol>,
     pub(super) tuning: Tuning,
+    pub(super) takeover_needs_off: bool,
     pub(super) replicas: Vec<ReplicaDraft>,
 }
 
@@ -79,6 +80,7 @@ pub(super) fn read(
     let head = read_cluster(&mut top, path, with_secret, problems);
     let orchestrator = orchestrator::read(&mut top, problems);
     let nodes = read_nodes(&mut top, path, problems);
+    let devices = fence::read(&mut top, path, with_secret, problems);
     let mut sections = top.tables("volume", "[[volume]]", problems);
     let volumes: Option<Vec<_>> =
         sections.drain(..).map(|section| read_volume(section, path, problems)).collect();
@@ -86,12 +88,17 @@ pub(super) fn read(
     // Relations are checked as far as there is something to relate, so that one run shows all mistakes.
     let (nodes, volumes) = (nodes?, volumes?);
     relations::check(&nodes, &volumes, orchestrator.as_ref(), problems);
+    fence::check(devices.as_deref().unwrap_or_default(), &nodes, &volumes, orchestrator.as_ref(), problems);
     if problems.has_errors() {
         return None;
     }
     let (name, incarnation, secret) = head?;
     let orchestrator = orchestrator.map(|at| at.value);
-    Some(build(name, incarnation, secret, nodes, volumes, orchestrator))
+    let mut cluster = build(name, incarnation, secret, nodes, volumes, orchestrator);
+    let id_of =
+        |name: &str| cluster.nodes.iter().find(|node| node.name == name).expect("checked in relations").id;
+    cluster.fence = fence::build(devices?, id_of);
+    Some(cluster)
 }
 
 fn read_cluster(
@@ -209,6 +216,8 @@ fn read_volume(mut section: Section<'_>, path: &Path, problems: &mut Problems) -
     let protocol = section.choice("protocol", &PROTOCOLS, problems);
     let protocol = protocol.unwrap_or(At { value: Protocol::C, span: header.clone() });
     let tuning = Tuning::read(&mut section, problems);
+    let needs = [("lease", false), ("off", true)];
+    let takeover_needs_off = section.choice("takeover-needs", &needs, problems).is_some_and(|at| at.value);
     let volume_name = name.as_ref().map_or("volume", |name| name.value.as_str()).to_owned();
     let sections = section.tables("replica", "[[volume.replica]]", problems);
     let replicas: Vec<_> =
@@ -223,6 +232,7 @@ fn read_volume(mut section: Section<'_>, path: &Path, problems: &mut Problems) -
         block_bytes,
         protocol,
         tuning,
+        takeover_needs_off,
         replicas,
     })
 }
@@ -280,7 +290,7 @@ fn default_branches(journal: &Path) -> PathBuf {
     }
 }
 
-fn checked_name(name: At<String>, problems: &mut Problems) -> Option<At<String>> {
+pub(super) fn checked_name(name: At<String>, problems: &mut Problems) -> Option<At<String>> {
     let is_allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.".contains(c);
     let text = &name.value;
     if text.is_empty() || text.len() > NAME_BYTES_MAX {
@@ -355,6 +365,7 @@ fn build(
         links: draft.links.into_iter().map(|link| link.value).collect(),
         control: draft.control.value,
         store: draft.store.value,
+        watchdog: draft.watchdog,
     };
     let nodes: Vec<Node> = nodes
         .into_iter()
@@ -367,7 +378,7 @@ fn build(
         })
         .collect();
     let volumes = volumes.into_iter().map(|volume| build_volume(volume, &nodes)).collect();
-    Cluster { name, incarnation, secret, nodes, volumes, orchestrator }
+    Cluster { name, incarnation, secret, nodes, volumes, orchestrator, fence: Vec::new() }
 }
 
 fn build_volume(volume: VolumeDraft, nodes: &[Node]) -> Volume {
@@ -394,6 +405,7 @@ fn build_volume(volume: VolumeDraft, nodes: &[Node]) -> Volume {
         block_bytes: volume.block_bytes.value,
         protocol,
         tuning: volume.tuning,
+        takeover_needs_off: volume.takeover_needs_off,
         replicas: volume.replicas.into_iter().map(build_replica).collect(),
     }
 }

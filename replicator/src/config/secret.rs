@@ -33,6 +33,12 @@ pub(super) fn inline(text: &At<String>, problems: &mut Problems) -> Option<Secre
 
 /// Reads the secret from a file of its own.
 pub(super) fn from_file(path: &Path, at: &At<String>, problems: &mut Problems) -> Option<Secret> {
+    let bytes = read(path, at, problems)?;
+    let subject = format!("the secret in {}", path.display());
+    sound(bytes.trim_ascii(), &at.span, &subject, problems)
+}
+
+fn read(path: &Path, at: &At<String>, problems: &mut Problems) -> Option<Vec<u8>> {
     let (metadata, bytes) = match file::read(path, SECRET_BYTES_MAX as u64) {
         Ok(read) => read,
         Err(error) => {
@@ -46,8 +52,19 @@ pub(super) fn from_file(path: &Path, at: &At<String>, problems: &mut Problems) -
         let message = format!("the secret file {} may be read by others (mode {mode:03o})", path.display());
         problems.warning(&at.span, message, format!("chmod 600 {}", path.display()));
     }
-    let subject = format!("the secret in {}", path.display());
-    sound(bytes.trim_ascii(), &at.span, &subject, problems)
+    Some(bytes)
+}
+
+/// Reads a password for a device from a file of its own: one line.
+pub(super) fn password(path: &Path, at: &At<String>, problems: &mut Problems) -> Option<Secret> {
+    let bytes = read(path, at, problems)?;
+    let line = bytes.trim_ascii();
+    if line.is_empty() || line.iter().any(|byte| matches!(byte, b'\n' | b'\r' | 0)) {
+        let message = format!("the password in {} is not one line of text", path.display());
+        problems.error(&at.span, message, None);
+        return None;
+    }
+    Some(Secret(line.to_vec()))
 }
 
 fn unreadable(path: &Path, error: &FileError) -> (String, String) {

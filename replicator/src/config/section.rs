@@ -88,6 +88,33 @@ impl<'t> Section<'t> {
         texts
     }
 
+    /// The keys of the table at `key` and their values as text, whatever they are called; empty if it is not there.
+    pub(super) fn pairs(
+        &mut self,
+        key: &'static str,
+        name: &'static str,
+        problems: &mut Problems,
+    ) -> Vec<(String, At<String>)> {
+        let Some(table) = self.table(key, name, problems) else { return Vec::new() };
+        let mut pairs = Vec::new();
+        for (key, found) in table.table {
+            let value = match found.get_ref() {
+                DeValue::String(text) => text.to_string(),
+                DeValue::Boolean(value) => u8::from(*value).to_string(),
+                other => match integer_of(other) {
+                    Some(number) => number.to_string(),
+                    None => {
+                        let (message, _) = wrong_type(other, "text in quotes, a whole number, true or false");
+                        problems.error(&found.span(), format!("`{}`: {message}", key.get_ref()), None);
+                        continue;
+                    }
+                },
+            };
+            pairs.push((key.get_ref().to_string(), At { value, span: found.span() }));
+        }
+        pairs
+    }
+
     pub(super) fn boolean(&mut self, key: &'static str, problems: &mut Problems) -> Option<At<bool>> {
         self.read(key, problems, |value| value.as_bool().ok_or_else(|| wrong_type(value, "true or false")))
     }

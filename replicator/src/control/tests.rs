@@ -723,7 +723,10 @@ fn advice_follows_from_what_the_core_says() {
     for (meet, cure) in table {
         let (mut mine, mut theirs) = (hello(0), hello(1));
         meet(&mut mine, &mut theirs);
-        let Verdict::Refuse { reason } = verdict(&core, &mine, &theirs) else { panic!("{cure}") };
+        let (Verdict::Refuse { reason } | Verdict::Fork { reason, .. }) = verdict(&core, &mine, &theirs)
+        else {
+            panic!("{cure}")
+        };
         let problems = advice_for(|status| refuse(status, &reason));
         let found =
             problems.iter().filter_map(|problem| problem.cure.as_ref()).any(|found| found.contains(cure));

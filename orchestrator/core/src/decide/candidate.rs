@@ -57,8 +57,7 @@ pub(super) fn fit<'v>(
     if view.unsealed.contains(&(volume.id, node)) {
         return unable("was asked for its promise and did not give it");
     }
-    // It was told by somebody who wrote without it. Nobody acts on an older record than a replica knows.
-    if !replica.in_sync.contains(node) {
+    if knows_itself_out(replica, record, node) {
         return unable("knows itself that it is out of the in-sync set");
     }
     if state.standby.contains(&node) {
@@ -68,6 +67,12 @@ pub(super) fn fit<'v>(
         return Err(Unfit::Unwanted("is paused"));
     }
     Ok(replica)
+}
+
+/// Whether a replica was told by somebody who wrote without it. Nobody acts on an older record than a replica knows; but
+/// what it knows may be older itself: one that is taken in is counted before, and may not live to hear of it.
+pub(super) fn knows_itself_out(replica: &Replica, record: &Record, node: NodeId) -> bool {
+    replica.record >= record.order() && !replica.in_sync.contains(node)
 }
 
 /// The best of those that may be promoted: proven first, then whoever does not flap, then the one that operators want,

@@ -3,13 +3,17 @@
 
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 
-use super::candidate::{best, fit, reasons};
+use super::candidate::{best, fit, knows_itself_out, reasons};
+use super::fence;
 use super::seal::{Sealing, beyond, sealing};
-use super::{Decision, Note, Proposal, Severity};
+use super::{Decision, Need, Note, Proposal, Severity};
+use crate::fence::Mode;
 use crate::lease::Terms;
 use crate::policy::{Policy, Volume};
-use crate::proof::{Proof, is_fencing};
+use crate::power::Off;
+use crate::proof::{Proof, Resource, is_fencing};
 use crate::record::{Change, ChangeKind, Record, Takeover};
 use crate::state::{Command, State};
 use crate::units::{Instant, NodeId, NodeSet, ReignId};
@@ -28,6 +32,7 @@ pub fn cluster(state: &State, policy: &Policy, view: &View) -> Decision {
             Some(record) => one.reigned(record),
         }
     }
+    fence::decide(state, policy, view, &mut out);
     out
 }
 
@@ -43,14 +48,17 @@ struct One<'a> {
 
 /// Whether somebody other than the next primary may still answer clients.
 enum Others {
-    /// Everybody else runs nothing, or says that it serves nobody.
-    Quiet,
+    /// Everybody else runs nothing, or says that it serves nobody, or is off.
+    Quiet(Vec<Off>),
     /// One that is heard has not stopped yet.
     Stopping(NodeId),
-    /// Nothing is known of some, but their leases have surely ended.
-    Expired,
+    /// Nothing is known of some, but their leases have surely ended, or their watchdogs have surely fired where an ended
+    /// lease is not enough.
+    Expired(Proof),
     /// Some may, until then.
     Until(Instant),
+    /// Some may, until they are surely off.
+    Unsure(NodeSet),
 }
 
 impl One<'_> {
@@ -197,22 +205,36 @@ impl One<'_> {
             );
             return self.say(Severity::Error, text);
         }
-        let proof = match self.others(node) {
-            Others::Quiet => Proof::Released,
-            Others::Expired => Proof::LeaseExpired,
-            // It is on its way, and refuses whoever would be promoted beside it.
-            Others::Stopping(other) if record.primary.is_none() => {
-                let text = format!("{why}; {name} follows when {} has stopped serving", self.name(other));
-                return self.say(Severity::Error, text);
-            }
-            Others::Stopping(_) | Others::Until(_) if is_fencing(record, node) => Proof::EpochFenced,
+        let needs_off = fence::needs_off(self.policy, self.volume);
+        let is_fenced = is_fencing(record, node) && !needs_off;
+        let proof = match self.others(record, node) {
+            Others::Quiet(off) if off.is_empty() => Proof::Released,
+            Others::Quiet(off) => Proof::of_power(off),
+            Others::Expired(proof) => proof,
+            Others::Until(_) if is_fenced => Proof::EpochFenced,
+            // Where nobody is primary it is on its way, and refuses whoever would be promoted beside it.
+            Others::Stopping(_) if is_fenced && record.primary.is_some() => Proof::EpochFenced,
             Others::Stopping(other) => {
+                let reason = format!("{} does not stop serving {}", self.name(other), self.volume.name);
+                self.need(other, self.policy.fence.stop_patience_ms, reason);
                 let text = format!("{why}; {name} follows when {} has stopped serving", self.name(other));
                 return self.say(Severity::Error, text);
             }
             Others::Until(until) => {
                 let ms = until.since_ms(self.view.now);
-                let text = format!("{why}; {name} follows when the old lease has surely ended, in {ms} ms");
+                let what = if needs_off { "watchdog has surely fired" } else { "lease has surely ended" };
+                let text = format!("{why}; {name} follows when the old {what}, in {ms} ms");
+                return self.say(Severity::Error, text);
+            }
+            Others::Unsure(others) => {
+                let names = self.policy.names(others.iter());
+                for other in others.iter() {
+                    // One that is heard may come to say that it serves nobody.
+                    let is_heard = self.view.report(other).is_some();
+                    let patience_ms = if is_heard { self.policy.fence.stop_patience_ms } else { 0 };
+                    self.need(other, patience_ms, format!("{name} is to follow it on {}", self.volume.name));
+                }
+                let text = format!("{why}; {name} follows when {names} is surely off");
                 return self.say(Severity::Error, text);
             }
         };
@@ -227,7 +249,8 @@ impl One<'_> {
         };
         // Who knows itself that others went on without it does not come back into the set by this.
         let knows_itself = |other: &NodeId| {
-            self.view.replica(self.volume.id, *other).is_some_and(|replica| replica.in_sync.contains(*other))
+            let replica = self.view.replica(self.volume.id, *other);
+            replica.is_some_and(|replica| !knows_itself_out(replica, record, *other))
         };
         let takeover = Takeover {
             epoch,
@@ -242,23 +265,55 @@ impl One<'_> {
         self.propose(record, ChangeKind::Takeover(takeover), text);
     }
 
+    fn need(&mut self, node: NodeId, patience_ms: u64, reason: String) {
+        self.out.needs.push(Need { node, patience_ms, reason });
+    }
+
     /// What may still answer clients beside `node`.
-    fn others(&self, node: NodeId) -> Others {
-        let mut until = None;
+    fn others(&self, record: &Record, node: NodeId) -> Others {
+        let (mut until, mut off) = (None, Vec::new());
+        let (mut silent, mut unsure) = (NodeSet::default(), NodeSet::default());
+        let needs_off = fence::needs_off(self.policy, self.volume);
         for other in self.volume.replicas.iter().filter(|other| **other != node) {
             if self.view.is_quiet(self.volume.id, *other) {
+                continue;
+            }
+            if let Some(evidence) = fence::off(self.state, self.view, *other) {
+                off.push(evidence.clone());
                 continue;
             }
             let role = self.view.replica(self.volume.id, *other).map(|replica| replica.role);
             if matches!(role, Some(Role::Primary | Role::Changing)) {
                 return Others::Stopping(*other);
             }
-            until = until.max(Some(lease_over_at(self.policy.lease, self.view, self.volume, *other)));
+            // Whoever else had it was surely stopped before the primary got it.
+            if needs_off
+                && record.primary.is_some_and(|primary| primary != *other)
+                && record.proof.suffices_for(Resource::Foreign)
+            {
+                continue;
+            }
+            silent = silent.with(*other);
+            let over_at = if needs_off {
+                let watchdog =
+                    fence::watchdog_over_at(self.state, self.policy, self.view, self.volume, *other);
+                // Whoever wants power used wants it now.
+                watchdog.filter(|at| self.policy.fence.mode != Mode::Always || self.view.now >= *at)
+            } else {
+                Some(lease_over_at(self.policy.lease, self.view, self.volume, *other))
+            };
+            match over_at {
+                Some(at) => until = until.max(Some(at)),
+                None => unsure = unsure.with(*other),
+            }
         }
         match until {
-            None => Others::Quiet,
-            Some(until) if self.view.now >= until => Others::Expired,
-            Some(until) => Others::Until(until),
+            _ if !unsure.is_empty() => Others::Unsure(unsure),
+            Some(until) if self.view.now < until => Others::Until(until),
+            // What rests on evidence is judged again when it is applied, so that comes first.
+            _ if !off.is_empty() || until.is_none() => Others::Quiet(off),
+            Some(_) if needs_off => Others::Expired(Proof::WatchdogExpired { nodes: silent }),
+            Some(_) | None => Others::Expired(Proof::LeaseExpired),
         }
     }
 

@@ -4,6 +4,7 @@ use alloc::format;
 use alloc::string::String;
 
 use super::cluster::lease_over_at;
+use super::fence;
 use crate::policy::{Policy, Volume};
 use crate::proof::Resource;
 use crate::state::State;
@@ -15,6 +16,8 @@ use crate::view::View;
 pub enum Withheld {
     /// The record names somebody else, or nobody.
     NotPrimary,
+    /// What it says of its machine is not agreed on yet, or it is said to be off.
+    Unknown,
     /// Somebody else may still answer, until then.
     Until(Instant),
 }
@@ -25,6 +28,7 @@ impl Withheld {
     pub fn text(&self, now: Instant) -> String {
         match self {
             Self::NotPrimary => String::from("it is not the primary of the record"),
+            Self::Unknown => String::from("its boot is not agreed on yet"),
             Self::Until(until) => format!("the old primary may still answer for {} ms", until.since_ms(now)),
         }
     }
@@ -44,6 +48,9 @@ pub fn may_grant(
 ) -> Result<(), Withheld> {
     let record = state.records.get(&volume.id).filter(|record| record.primary == Some(node));
     let record = record.ok_or(Withheld::NotPrimary)?;
+    if !fence::is_known(state, view, node) {
+        return Err(Withheld::Unknown);
+    }
     // One that serves was given a lease in this reign, so nobody else had one then, nor could get one since.
     if record.opened || record.proof.suffices_for(Resource::VolumeService) {
         return Ok(());

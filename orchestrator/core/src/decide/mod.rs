@@ -3,6 +3,7 @@
 
 mod candidate;
 mod cluster;
+mod fence;
 mod grant;
 mod node;
 mod plan;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::state::Command;
 
 pub use cluster::cluster;
+pub use fence::{Awaited, Need, executor, fed_until};
 pub use grant::{Withheld, may_grant};
 pub use node::{Local, Step, StepKind, node, wants_lease};
 pub use plan::{Planned, plan};
@@ -30,6 +32,8 @@ pub struct Decision {
     pub seals: Vec<Seal>,
     /// What is so, for people: why something is done or is not.
     pub notes: Vec<Note>,
+    /// Nodes that something waits for to be off.
+    pub needs: Vec<Need>,
 }
 
 /// An entry to propose.
@@ -53,10 +57,10 @@ pub enum Severity {
     Error,
 }
 
-/// Something worth saying about a volume.
+/// Something worth saying about a volume, or about the power of a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Note {
-    /// Name of the volume.
+    /// Name of the volume, or of the node.
     pub volume: String,
     /// How much attention it needs.
     pub severity: Severity,

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Local, Seal, Severity, cluster, may_grant};
 use crate::policy::Policy;
+use crate::power::PowerChange;
 use crate::state::State;
 use crate::units::{Instant, NodeId};
 use crate::view::{Health, ReplicaView, Role, View};
@@ -41,6 +42,9 @@ pub fn plan(state: &State, policy: &Policy, view: &View, dead: Option<NodeId>) -
         }
         serve(&state, policy, &mut view, dead, began);
         let before = planned.len();
+        if let Some(dead) = dead {
+            planned.extend(switch_off(&mut state, policy, &mut view, dead, began));
+        }
         let decision = cluster(&state, policy, &view);
         for seal in &decision.seals {
             promise(&mut view, *seal);
@@ -83,6 +87,22 @@ fn die(policy: &Policy, view: &mut View, dead: NodeId, began: Instant) {
     {
         node.health = Health::Suspected { since: began };
     }
+}
+
+/// Whoever is asked to switch the dead node off is taken to do it at once; how long its agents take is not known here.
+fn switch_off(
+    state: &mut State,
+    policy: &Policy,
+    view: &mut View,
+    dead: NodeId,
+    began: Instant,
+) -> Option<Planned> {
+    let number = state.power.order(dead)?.number;
+    let change = PowerChange::Fenced { number, outcome: Ok(String::from("its agents")), at_unix_ms: 0 };
+    state.power.apply(dead, &change).ok()?;
+    view.nodes.get_mut(&dead)?.report = None;
+    let text = format!("{} is off, if its fence agents succeed", policy.node_name(dead));
+    Some(Planned { after_ms: view.now.since_ms(began), text })
 }
 
 /// The primaries as they would be: whoever is named by a record and may have a lease serves, and asks for what follows.

@@ -3,7 +3,7 @@
 //!
 //! The usual state: nodes a, b and w are heard; volume r0 has replicas on a and b; its record is epoch 1, version 2, opened,
 //! primary a, members a and b; a serves and is followed by b, both hold 1:100, proven and UpToDate; a was granted a lease
-//! 100 ms ago and holds one; the leader has led for 100 seconds.
+//! 100 ms ago and holds one; the leader has led for 100 seconds; every node runs under the boot that is agreed on.
 //!
 //! `HOLDFAST_GOLDEN=write cargo test` writes down what is decided now; read the difference before it is committed.
 

@@ -3,15 +3,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use orchestrator_core::decide::{self, Local, StepKind};
+use orchestrator_core::fence::{Mode, Rules};
 use orchestrator_core::lease::Terms;
 use orchestrator_core::policy::{Detection, Node, Policy, Volume};
+use orchestrator_core::power::{Off, Power, PowerChange};
 use orchestrator_core::proof::Proof;
 use orchestrator_core::record::{Change, ChangeKind, Record};
 use orchestrator_core::state::{Command, State};
-use orchestrator_core::units::{Epoch, Instant, NodeId, NodeSet, Position, ReignId, VolumeId};
-use orchestrator_core::view::{Copy, Health, NodeView, Replica, ReplicaView, Report, Request, Role, View};
+use orchestrator_core::units::{BootId, Epoch, Instant, NodeId, NodeSet, Position, ReignId, VolumeId};
+use orchestrator_core::view::{
+    Copy, Health, Machine, NodeView, Replica, ReplicaView, Report, Request, Role, View,
+};
 
 const VOLUME: VolumeId = VolumeId(0xf0);
+/// The boot under which every node runs.
+const BOOT: BootId = BootId(1);
 const NOW: Instant = Instant(1_000_000);
 
 /// What a case is about.
@@ -63,6 +69,7 @@ impl World {
             detection: Detection::default(),
             unproven_grace_ms: 10_000,
             member_patience_ms: 2_000,
+            fence: Rules::default(),
         };
         let members: NodeSet = [NodeId(0), NodeId(1)].into_iter().collect();
         let record = Record {
@@ -76,7 +83,12 @@ impl World {
             proof: Proof::First,
             shrunk_at: None,
         };
-        let state = State { records: BTreeMap::from([(VOLUME, record)]), ..State::default() };
+        let mut power = Power::default();
+        for (id, _) in nodes {
+            let runs = PowerChange::Runs { boot: BOOT, watchdog_ms: None };
+            power.apply(NodeId(id), &runs).expect("a node may run");
+        }
+        let state = State { records: BTreeMap::from([(VOLUME, record)]), power, ..State::default() };
         let mut world = Self {
             policy,
             state,
@@ -85,6 +97,7 @@ impl World {
                 leader_since: Instant(NOW.0 - 100_000),
                 nodes: BTreeMap::new(),
                 grants: BTreeMap::from([((VOLUME, NodeId(0)), Instant(NOW.0 - 100))]),
+                awaited: BTreeMap::new(),
                 unsealed: BTreeSet::new(),
                 entropy: 0,
             },
@@ -118,9 +131,13 @@ impl World {
             pending: NodeSet::default(),
         };
         let replicas = role.map(|role| (VOLUME, ReplicaView::Running(replica(role)))).into_iter().collect();
+        let machine = Machine { boot: BOOT, ..Machine::default() };
         self.view.nodes.insert(
             node,
-            NodeView { health: Health::Alive, report: Some(Report { replicas, ..Report::default() }) },
+            NodeView {
+                health: Health::Alive,
+                report: Some(Report { replicas, machine, ..Report::default() }),
+            },
         );
     }
 
@@ -162,6 +179,10 @@ impl World {
             ["everything", "is", "paused"] => self.state.paused.cluster = true,
             ["r0", "is", "paused"] => drop(self.state.paused.volumes.insert(VOLUME)),
             ["r0", "is", "wanted", "on", node] => drop(self.state.wanted.insert(VOLUME, node_of(node)?)),
+            ["power", "is", "used", mode @ ..] => self.policy.fence.mode = mode_of(mode)?,
+            ["r0", "needs", "its", "old", "node", "surely", "off"] => {
+                self.policy.fence.surely_off.insert(VOLUME);
+            }
             ["nothing", "is", "granted"] => self.view.grants.clear(),
             ["if", "nothing", "happens"] => self.planned = Some(None),
             ["if", node, "dies"] => self.planned = Some(Some(node_of(node)?)),
@@ -226,11 +247,63 @@ impl World {
             ["holds", "a", "lease"] => drop(self.leases.insert(node, Instant(NOW.0 + 500))),
             ["is", "in", "standby"] => drop(self.state.standby.insert(node)),
             ["is", "paused"] => drop(self.state.paused.nodes.insert(node)),
+            ["can", "switch", "off", target] => {
+                let target = node_of(target)?;
+                self.policy.fence.fenceable = self.policy.fence.fenceable.with(target);
+                let machine = self.machine(node)?;
+                machine.fences = machine.fences.with(target);
+            }
+            ["has", "armed", "a", "watchdog", "of", ms, "ms"] => {
+                let watchdog_ms = Some(number(ms)?);
+                self.machine(node)?.watchdog_ms = watchdog_ms;
+                self.power(node, &PowerChange::Runs { boot: BOOT, watchdog_ms });
+            }
+            ["runs", "under", "another", "boot"] => self.machine(node)?.boot = BootId(2),
+            ["is", "off", rest @ ..] => {
+                let change = match rest {
+                    [] => {
+                        self.power(node, &ordered());
+                        let (number, outcome) = (self.state.power.orders, Ok("ipmi".to_owned()));
+                        PowerChange::Fenced { number, outcome, at_unix_ms: 0 }
+                    }
+                    ["by", "the", "word", "of", who] => {
+                        let who = (*who).to_owned();
+                        PowerChange::ConfirmOff { boot: Some(BOOT), who, at_unix_ms: 0 }
+                    }
+                    _ => return Err(format!("not understood: {}", words.join(" "))),
+                };
+                self.power(node, &change);
+                self.view.nodes.get_mut(&node).expect("it is there").report = None;
+            }
+            ["reports", "again"] => self.add(node, Some(Role::Secondary)),
+            ["was", "to", "be", "switched", "off", "and", "was", "not"] => {
+                self.power(node, &ordered());
+                let (number, outcome) = (self.state.power.orders, Err("no answer".to_owned()));
+                self.power(node, &PowerChange::Fenced { number, outcome, at_unix_ms: 0 });
+            }
+            ["is", "being", "switched", "off"] => self.power(node, &ordered()),
+            ["is", "being", "switched", "off", "for", who] => {
+                let PowerChange::Fence { by, boot, reason, .. } = ordered() else { unreachable!() };
+                let asked_by = Some((*who).to_owned());
+                self.power(node, &PowerChange::Fence { by, boot, asked_by, reason });
+            }
+            ["is", "awaited", "for", ms, "ms"] => {
+                self.view.awaited.insert(node, Instant(NOW.0 - number(ms)?));
+            }
             ["asks", "for", "a", "lease"] => self.asking.push(node),
             ["acts"] => self.acting.push(node),
             _ => return Err(format!("not understood: {}", words.join(" "))),
         }
         Ok(())
+    }
+
+    fn machine(&mut self, node: NodeId) -> Result<&mut Machine, String> {
+        let report = self.view.nodes.get_mut(&node).and_then(|node| node.report.as_mut());
+        report.map(|report| &mut report.machine).ok_or_else(|| "it has not reported".to_owned())
+    }
+
+    fn power(&mut self, node: NodeId, change: &PowerChange) {
+        self.state.power.apply(node, change).expect("it can be so");
     }
 
     /// A replica gives its promise, and its node says so.
@@ -247,6 +320,7 @@ impl World {
         self.policy.volumes[0].replicas.push(c);
         self.view.nodes.remove(&NodeId(3));
         self.add(c, Some(Role::Secondary));
+        self.power(c, &PowerChange::Runs { boot: BOOT, watchdog_ms: None });
         let all: NodeSet = [NodeId(0), NodeId(1), c].into_iter().collect();
         self.state.records.get_mut(&VOLUME).expect("the usual record").in_sync = all;
         for node in [NodeId(0), NodeId(1), c] {
@@ -295,7 +369,9 @@ impl World {
                 format!("propose {}, since {}", self.command(&proposal.command), proposal.reason)
             }));
             let word = |note: &decide::Note| format!("{:?}", note.severity).to_lowercase();
-            lines.extend(decision.notes.iter().map(|note| format!("{}: r0 {}", word(note), note.text)));
+            lines.extend(
+                decision.notes.iter().map(|note| format!("{}: {} {}", word(note), note.volume, note.text)),
+            );
         }
         if lines.is_empty() {
             lines.push("nothing".to_owned());
@@ -339,6 +415,34 @@ impl World {
         steps.iter().map(|step| format!("{name} {}, since {}", text(step.kind), step.reason)).collect()
     }
 
+    fn power_text(&self, node: NodeId, change: &PowerChange) -> String {
+        let name = self.name(node);
+        match change {
+            PowerChange::Runs { boot, watchdog_ms: None } => {
+                format!("that {name} runs under boot {}", boot.0)
+            }
+            PowerChange::Runs { boot, watchdog_ms: Some(ms) } => {
+                format!("that {name} runs under boot {}, with a watchdog of {ms} ms", boot.0)
+            }
+            PowerChange::Fence { by, .. } => format!("that {} switches {name} off", self.name(*by)),
+            PowerChange::Spare { number, .. } => format!("that {name} is spared order {number}"),
+            PowerChange::Fenced { .. } | PowerChange::ConfirmOff { .. } => {
+                panic!("a leader does not decide what others find out")
+            }
+        }
+    }
+
+    /// The proof of a takeover in short.
+    fn proof_text(&self, proof: &Proof) -> String {
+        let names = |off: &[Off]| off.iter().map(|off| self.name(off.node)).collect::<Vec<_>>().join(" ");
+        match proof {
+            Proof::PowerOff { off } => format!("PowerOff of {}", names(off)),
+            Proof::Operator { who, off } => format!("Operator {who} for {}", names(off)),
+            Proof::WatchdogExpired { nodes } => format!("WatchdogExpired of {}", self.names(*nodes)),
+            other => format!("{other:?}"),
+        }
+    }
+
     fn command(&self, command: &Command) -> String {
         let change = match command {
             Command::Create { epoch, primary, in_sync, .. } => {
@@ -346,6 +450,7 @@ impl World {
                 return format!("the first record: epoch {epoch}, primary {primary}, members {members}");
             }
             Command::Change { change, .. } => change,
+            Command::Power { node, change } => return self.power_text(*node, change),
             other => return other.to_string(),
         };
         match &change.kind {
@@ -358,10 +463,25 @@ impl World {
             ChangeKind::Takeover(takeover) => {
                 let broken = if takeover.breaks_sessions { ", sessions broken" } else { "" };
                 let (primary, members) = (self.name(takeover.primary), self.names(takeover.in_sync));
-                let (epoch, proof) = (takeover.epoch, &takeover.proof);
-                format!("primary {primary}, epoch {epoch}, members {members}, by {proof:?}{broken}")
+                let (epoch, proof) = (takeover.epoch, self.proof_text(&takeover.proof));
+                format!("primary {primary}, epoch {epoch}, members {members}, by {proof}{broken}")
             }
         }
+    }
+}
+
+/// The order to switch a node off, as w was given it.
+fn ordered() -> PowerChange {
+    let (by, boot, reason) = (NodeId(3), Some(BOOT), "it was needed".to_owned());
+    PowerChange::Fence { by, boot, asked_by: None, reason }
+}
+
+fn mode_of(words: &[&str]) -> Result<Mode, String> {
+    match words {
+        ["always"] => Ok(Mode::Always),
+        ["never"] => Ok(Mode::Never),
+        ["when", "needed"] => Ok(Mode::WhenNeeded),
+        _ => Err(format!("{} is no mode", words.join(" "))),
     }
 }
 
@@ -370,9 +490,9 @@ fn proof_of(word: &str) -> Result<Proof, String> {
         "EpochFenced" => Proof::EpochFenced,
         "LeaseExpired" => Proof::LeaseExpired,
         "Released" => Proof::Released,
-        "WatchdogExpired" => Proof::WatchdogExpired,
-        "PowerOff" => Proof::PowerOff { agent: "ipmi".to_owned() },
-        "Operator" => Proof::Operator { who: "root".to_owned() },
+        "WatchdogExpired" => Proof::WatchdogExpired { nodes: NodeSet::only(NodeId(1)) },
+        "PowerOff" => Proof::PowerOff { off: Vec::new() },
+        "Operator" => Proof::Operator { who: "root".to_owned(), off: Vec::new() },
         other => return Err(format!("{other} is no proof")),
     })
 }

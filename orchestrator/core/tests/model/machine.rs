@@ -3,11 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use orchestrator_core::decide::StepKind;
+use orchestrator_core::decide::{Awaited, StepKind};
 use orchestrator_core::health::Detector;
+use orchestrator_core::power::Off;
 use orchestrator_core::record::{Order, Record};
-use orchestrator_core::units::{Epoch, Instant, NodeId, NodeSet, Position, VolumeId};
-use orchestrator_core::view::{Copy, Replica, ReplicaView, Report, Request, Role};
+use orchestrator_core::state::State;
+use orchestrator_core::units::{BootId, Epoch, Instant, NodeId, NodeSet, Position, VolumeId};
+use orchestrator_core::view::{self, Copy, Replica, ReplicaView, Report, Request, Role};
 
 pub(crate) const VOLUME: VolumeId = VolumeId(7);
 /// Writes of a run at most.
@@ -88,6 +90,26 @@ pub(crate) struct Leading {
     pub(crate) unsealed: BTreeMap<(VolumeId, NodeId), Instant>,
     /// The record on which a change of the primary was decided that may yet come to be.
     pub(crate) closing: Option<Order>,
+    pub(crate) awaited: Awaited,
+    /// Evidence that this leader has taken note of: what came before it says nothing against it.
+    pub(crate) known_off: BTreeMap<NodeId, Off>,
+}
+
+impl Leading {
+    /// Forgets what nodes said before it was agreed on that they are off.
+    pub(crate) fn note_evidence(&mut self, state: &State) {
+        for (node, one) in &state.power.nodes {
+            if self.known_off.get(node) != one.off.as_ref() {
+                match &one.off {
+                    Some(off) => drop(self.known_off.insert(*node, off.clone())),
+                    None => drop(self.known_off.remove(node)),
+                }
+                if one.off.is_some() {
+                    self.reports.remove(node);
+                }
+            }
+        }
+    }
 }
 
 /// A machine.
@@ -97,6 +119,7 @@ pub(crate) struct Machine {
     pub(crate) offset: u64,
     pub(crate) rate_ppm: u64,
     pub(crate) up: bool,
+    pub(crate) boot: u128,
     pub(crate) orchestrator_up: bool,
     /// Each start of the orchestrator is another process.
     pub(crate) process: u64,
@@ -139,6 +162,20 @@ impl Machine {
         for detector in self.detectors.values_mut() {
             *detector = Detector::new(orchestrator_core::policy::Detection::default(), 1, at);
         }
+    }
+
+    /// What it says of itself beside its replica: every machine can switch off the others.
+    pub(crate) fn said(&self) -> view::Machine {
+        let fences = (0..3).map(NodeId).filter(|node| *node != self.id).collect();
+        view::Machine { boot: BootId(self.boot), watchdog_ms: None, fences }
+    }
+
+    /// The machine loses its power. A boot ends all leases.
+    pub(crate) fn die(&mut self) {
+        self.up = false;
+        self.stop_orchestrator();
+        self.stop_replica();
+        self.leases.clear();
     }
 
     pub(crate) fn stop_replica(&mut self) {

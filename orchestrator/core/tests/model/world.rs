@@ -3,14 +3,17 @@
 use std::collections::BTreeMap;
 
 use orchestrator_core::decide::{self, Local, StepKind};
+use orchestrator_core::fence::{Mode, Rules};
 use orchestrator_core::health::Detector;
 use orchestrator_core::lease::Terms;
 use orchestrator_core::policy::{Detection, Node, Policy, Volume};
+use orchestrator_core::proof::Proof;
 use orchestrator_core::record::{ChangeKind, Record, Refused};
 use orchestrator_core::state::Command;
 use orchestrator_core::units::{Epoch, NodeId, NodeSet};
 use orchestrator_core::view::{Health, NodeView, Report, Role, View};
 
+use crate::fencing::Fencing;
 use crate::machine::{Leading, Machine, Outstanding, Rep, Under, VOLUME, WRITES_MAX, Writes};
 use crate::raft::{Outcome, Raft};
 use crate::random::Random;
@@ -24,6 +27,8 @@ const LEASE_MS: u64 = 1000;
 const DRIFT_PPM: u64 = 20_000;
 /// A report older than this says nothing.
 const REPORT_AGE_MAX_MS: u64 = 2_000;
+/// Without faults, a machine that was switched off is switched on again at the next multiple of this.
+const REBOOT_MS: u64 = 3_000;
 /// Happenings kept for a failure.
 const STORY_MAX: usize = 60;
 
@@ -52,19 +57,24 @@ struct Answer {
 
 /// The world.
 pub(crate) struct World {
-    now: u64,
-    random: Random,
+    pub(crate) now: u64,
+    pub(crate) random: Random,
     policy: Policy,
-    raft: Raft,
-    machines: Vec<Machine>,
+    pub(crate) raft: Raft,
+    pub(crate) machines: Vec<Machine>,
     /// Broken links between orchestrators, and between replicas.
     talk_cut: Vec<Vec<bool>>,
     data_cut: Vec<Vec<bool>>,
     letters: Vec<Letter>,
     answers: Vec<Answer>,
+    pub(crate) fencings: Vec<Fencing>,
+    /// What was asked of a device that did not answer, and comes to be nevertheless.
+    pub(crate) late: Vec<(u64, usize)>,
     acknowledged: Writes,
     next_write: usize,
     takeovers: u32,
+    /// Those for which a machine was switched off.
+    powered: u32,
     story: Vec<String>,
 }
 
@@ -78,12 +88,14 @@ impl World {
         // Two replicas and a witness, or three replicas.
         let replicas = if seed.is_multiple_of(3) { 3 } else { 2 };
         let ids = || (0..3u8).map(NodeId);
+        let mode = if seed.is_multiple_of(2) { Mode::WhenNeeded } else { Mode::Always };
         let members: NodeSet = ids().take(replicas).collect();
         let machine = |id: NodeId, random: &mut Random| Machine {
             id,
             offset: random.below(1_000_000),
             rate_ppm: 1_000_000 - DRIFT_PPM + random.below(2 * DRIFT_PPM + 1),
             up: true,
+            boot: 1,
             orchestrator_up: true,
             process: 1,
             applied: 0,
@@ -123,6 +135,7 @@ impl World {
             detection: Detection::default(),
             unproven_grace_ms: 5_000,
             member_patience_ms: 1_000,
+            fence: Rules { mode, fenceable: ids().collect(), ..Rules::default() },
         };
         let uncut = || vec![vec![false; 3]; 3];
         let (talk_cut, data_cut) = (uncut(), uncut());
@@ -136,9 +149,12 @@ impl World {
             data_cut,
             letters: Vec::new(),
             answers: Vec::new(),
+            fencings: Vec::new(),
+            late: Vec::new(),
             acknowledged: Writes::new(),
             next_write: 0,
             takeovers: 0,
+            powered: 0,
             story: Vec::new(),
         }
     }
@@ -149,6 +165,10 @@ impl World {
 
     pub(crate) fn takeovers(&self) -> u32 {
         self.takeovers
+    }
+
+    pub(crate) fn powered(&self) -> u32 {
+        self.powered
     }
 
     /// What happened last, and how things stand.
@@ -175,7 +195,7 @@ impl World {
         lines.join("\n")
     }
 
-    fn tell(&mut self, text: &str) {
+    pub(crate) fn tell(&mut self, text: &str) {
         if self.story.last().is_some_and(|last| last.ends_with(text)) {
             return;
         }
@@ -195,9 +215,10 @@ impl World {
         self.tell("all is repaired");
     }
 
-    fn start(&mut self, index: usize) {
+    pub(crate) fn start(&mut self, index: usize) {
         let now = self.now;
         let machine = &mut self.machines[index];
+        machine.boot += u128::from(!machine.up);
         machine.up = true;
         if !machine.orchestrator_up {
             machine.start_orchestrator(now);
@@ -213,6 +234,8 @@ impl World {
             self.now += STEP_MS;
             if faulty {
                 self.break_something();
+            } else if self.now.is_multiple_of(REBOOT_MS) {
+                (0..self.machines.len()).for_each(|index| self.start(index));
             }
             let majorities = self.majorities();
             self.raft.turn(self.now, &majorities, &mut self.random, faulty);
@@ -226,12 +249,13 @@ impl World {
                     self.turn(index, faulty, &majorities);
                 }
             }
+            self.switch_off(faulty, &majorities);
             self.replicate();
             self.serve();
         }
     }
 
-    fn talks(&self, a: usize, b: usize) -> bool {
+    pub(crate) fn talks(&self, a: usize, b: usize) -> bool {
         let runs = |index: usize| self.machines[index].up && self.machines[index].orchestrator_up;
         runs(a) && runs(b) && (a == b || !self.talk_cut[a][b])
     }
@@ -253,12 +277,7 @@ impl World {
         match self.random.below(12) {
             0 => {
                 self.tell(&format!("machine {index} dies"));
-                let machine = &mut self.machines[index];
-                machine.up = false;
-                machine.stop_orchestrator();
-                machine.stop_replica();
-                // A boot ends all leases.
-                machine.leases.clear();
+                self.machines[index].die();
             }
             1 => {
                 self.tell(&format!("replicator {index} dies"));
@@ -350,7 +369,11 @@ impl World {
         let me = machine.id;
         let health: Vec<(NodeId, Health)> =
             machine.detectors.iter_mut().map(|(id, detector)| (*id, detector.advance(now))).collect();
-        let leading = machine.leading.as_ref()?;
+        let applied = machine.applied;
+        let leading = machine.leading.as_mut()?;
+        let state = self.raft.state(applied);
+        leading.note_evidence(state);
+        let leading = &*leading;
         let nodes = health.into_iter().chain([(me, Health::Alive)]).map(|(id, health)| {
             let reported =
                 leading.reports.get(&id).filter(|(at, ..)| now.0.saturating_sub(*at) < REPORT_AGE_MAX_MS);
@@ -361,6 +384,7 @@ impl World {
             leader_since: leading.since,
             nodes: nodes.collect(),
             grants: leading.grants.clone(),
+            awaited: leading.awaited.since(),
             unsealed: leading.unsealed.iter().filter(|(_, until)| now < **until).map(|(at, _)| *at).collect(),
             entropy,
         })
@@ -450,6 +474,7 @@ impl World {
             return;
         }
         self.own_steps(index, faulty);
+        self.take_orders(index);
         self.report(index, faulty);
         self.decide(index, faulty, majorities);
     }
@@ -502,7 +527,12 @@ impl World {
             record.is_some_and(|record| decide::wants_lease(record, machine.id, replicas.get(&VOLUME)));
         let is_due = machine.leases.get(&VOLUME).is_none_or(|until| until.since_ms(now) <= LEASE_MS * 3 / 4);
         let asks = is_wanted && is_due;
-        let report = Report { replicas, leases: machine.held(now, asks), requests: machine.requests.clone() };
+        let report = Report {
+            replicas,
+            leases: machine.held(now, asks),
+            requests: machine.requests.clone(),
+            machine: machine.said(),
+        };
         machine.sequence += 1;
         let (sequence, process) = (machine.sequence, machine.process);
         machine.outstanding = Some(Outstanding { sequence, sent: now, gives_up_at: self.now + CALL_MS });
@@ -523,6 +553,9 @@ impl World {
         let state = self.raft.state(self.machines[index].applied).clone();
         let Some(view) = self.view(index) else { return };
         let decision = decide::cluster(&state, &self.policy, &view);
+        if let Some(leading) = &mut self.machines[index].leading {
+            leading.awaited.note(&decision.needs, &state.power, view.now);
+        }
         for seal in &decision.seals {
             self.seal(index, *seal, faulty);
         }
@@ -534,6 +567,9 @@ impl World {
                 _ => None,
             };
             let changes_primary = expected.is_some();
+            let is_powered = matches!(&proposal.command, Command::Change { change, .. }
+                if matches!(&change.kind, ChangeKind::Takeover(takeover)
+                    if matches!(takeover.proof, Proof::PowerOff { .. })));
             if let Some(leading) = self.machines[index].leading.as_mut().filter(|_| changes_primary) {
                 leading.closing = expected;
             }
@@ -546,6 +582,7 @@ impl World {
                     self.machines[index].applied = self.raft.committed();
                     if result.is_ok() {
                         self.takeovers += u32::from(changes_primary);
+                        self.powered += u32::from(is_powered);
                         self.tell(&format!("{index} decides: {}", proposal.reason));
                     } else if !matches!(result, Err(Refused::Stale(_))) {
                         self.tell(&format!("{index} is refused: {} {result:?}", proposal.reason));
@@ -608,7 +645,8 @@ impl World {
         local.settle(state, me);
         machine.leases = local.leases;
         let leases = machine.held(now, false);
-        Some(Report { replicas: local.replicas, leases, requests: machine.requests.clone() })
+        let requests = machine.requests.clone();
+        Some(Report { replicas: local.replicas, leases, requests, machine: machine.said() })
     }
 
     /// Begins the reign of a record, as the replica does it.
