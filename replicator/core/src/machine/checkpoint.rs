@@ -68,7 +68,7 @@ impl Machine {
         let due = self.checkpoint.applied_bytes >= self.config.checkpoint_bytes;
         let tight = self.ring_is_tight()
             && (behind || self.next_tail(applied).ring_offset > self.log.tail().ring_offset);
-        if tight || (behind && (due || self.role.is_stopping())) {
+        if tight || (behind && (due || self.role.is_stopping() || self.is_draining())) {
             self.checkpoint.phase = Phase::Syncing(applied);
             self.checkpoint.applied_bytes = 0;
             self.push(Command::SyncDisk { token: Io::CheckpointSync.token(0) });

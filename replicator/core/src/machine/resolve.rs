@@ -264,6 +264,11 @@ impl Machine {
         }
     }
 
+    /// Whether the log is being applied to its end before the branch is kept.
+    pub(super) fn is_draining(&self) -> bool {
+        self.resolve.as_ref().is_some_and(|resolve| matches!(resolve.stage, Stage::Draining(_)))
+    }
+
     /// Applies the whole log: an operator gave it up, so that nobody's word is missing any more; then the disk is what
     /// this side held.
     fn drain_branch(&mut self, parting: Parting) {
@@ -277,7 +282,8 @@ impl Machine {
         }
         let last = self.log.last();
         (self.committed, self.stable) = (self.committed.max(last), self.stable.max(last));
-        if self.log.applied.position.sequence < last || !self.is_at_rest() {
+        // Synced, too: where the copy begins anew, its journal has nothing of this any more.
+        if self.log.applied.position.sequence < last || !self.is_at_rest() || !self.is_checkpointed() {
             return;
         }
         let map = self.divergence(&parting);
