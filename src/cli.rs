@@ -37,7 +37,7 @@ pub(crate) enum Command {
     /// Make a node the volume's primary: clients are served there
     Promote(PromoteArgs),
     /// Make a primary a secondary again, with everything safe first
-    Demote(DemoteArgs),
+    Demote(VolumeArgs),
     /// Take a replica that is gone out of the in-sync set, so that I/O goes on without it
     Shrink(ShrinkArgs),
     /// Give up the data of this node's copy, and have it written anew by the primary
@@ -241,18 +241,6 @@ pub(crate) struct PromoteArgs {
     /// volume's history
     #[arg(long)]
     pub(crate) force: bool,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// Arguments of `demote`.
-#[derive(Debug, Args)]
-pub(crate) struct DemoteArgs {
-    /// The volume
-    pub(crate) volume: String,
-    #[command(flatten)]
-    pub(crate) target: TargetArgs,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use replicator::control::ClientError;
 use replicator::control::json::Done;
 
-use crate::cli::{DemoteArgs, InvalidateArgs, PromoteArgs, ShrinkArgs, VolumeArgs};
+use crate::cli::{InvalidateArgs, PromoteArgs, ShrinkArgs, VolumeArgs};
 use crate::{output, target};
 
 /// Makes a node the volume's primary.
@@ -14,7 +14,7 @@ pub(crate) fn promote(arguments: &PromoteArgs) -> Result<()> {
 }
 
 /// Makes a primary a secondary.
-pub(crate) fn demote(arguments: &DemoteArgs) -> Result<()> {
+pub(crate) fn demote(arguments: &VolumeArgs) -> Result<()> {
     let client = target::client(&arguments.target)?;
     report(client.demote(&arguments.volume), arguments.json)
 }

@@ -9,7 +9,6 @@ use std::time::Duration;
 use replicator_core::command::AdminError;
 use replicator_core::event::AdminAction;
 use replicator_core::status::Status;
-
 use replicator_core::units::Token;
 
 use super::ublk::{NewUblk, UblkStatus};

@@ -8,11 +8,11 @@ use replicator_core::config::{OnPeerLoss, Protocol};
 use replicator_core::disk::layout::Layout;
 use replicator_core::disk::superblock::{DiskState, Superblock};
 use replicator_core::event::AdminAction;
-use replicator_core::frame::{self, Entry, EntryKind, FrameHeader, LocalPart};
+use replicator_core::frame::{self, LocalPart};
 use replicator_core::status::Role;
-use replicator_core::units::{Chain, Epoch, NodeId, ReignId, RingOffset, Sequence, VolumeId};
+use replicator_core::units::{Chain, NodeId, ReignId, RingOffset, Sequence};
 
-use crate::setup::{connected, load, load_at, quiet};
+use crate::setup::{connected, load, load_at, quiet, small_frame};
 
 fn serving(seed: u64, setup: &Setup) -> World {
     let mut world = World::new(seed, setup);
@@ -201,23 +201,8 @@ fn catches_up_past_old_frames_at_the_end_of_the_ring(ahead: u64) {
     world.kill(1);
     let end = ring_end(&world);
     for at in (end..layout.ring_bytes).step_by(4096) {
-        let header = FrameHeader {
-            volume: VolumeId(0x1234_5678),
-            epoch: Epoch(1),
-            reign: ReignId(7),
-            first: Sequence(before.head.sequence.0 + 1 + ahead),
-            entries: 0,
-            total_bytes: 4096,
-            chain_before: Chain(9),
-            chain_after: Chain(9),
-            committed: before.committed,
-            stable: before.stable,
-            closed_ms: 0,
-        };
-        let (kind, fua) = (EntryKind::Zeroes, false);
-        let entry = Entry { kind, fua, payload_crc: 0, offset: 0, length: 512, payload_at: 0 };
-        let mut bytes = vec![0; 4096];
-        frame::encode(&mut bytes, header, [entry].iter());
+        let first = Sequence(before.head.sequence.0 + 1 + ahead);
+        let mut bytes = small_frame(&before, first, Chain(9));
         let local = LocalPart {
             ring_offset: RingOffset(at),
             durable: before.durable,

@@ -6,7 +6,7 @@ use replicator_core::config::OnPeerLoss;
 use replicator_core::disk::layout::{Layout, SUPERBLOCK_AT};
 use replicator_core::disk::superblock::Superblock;
 use replicator_core::event::{AdminAction, Errno, Event};
-use replicator_core::frame::{self, Entry, EntryKind, FrameHeader};
+use replicator_core::frame;
 use replicator_core::status::{Connection, Role};
 use replicator_core::units::{Epoch, Incarnation, LinkId, NodeId, ReignId, VolumeId};
 use replicator_core::wire::envelope::{Envelope, MessageKind};
@@ -15,7 +15,7 @@ use replicator_core::wire::message::Message;
 use holdfast_simulator::node::{Io, Node, Out};
 use holdfast_simulator::world::{Setup, World};
 
-use crate::setup::{connected, load, load_at, quiet, serving};
+use crate::setup::{connected, load, load_at, quiet, serving, small_frame};
 
 const CONTINUE: OnPeerLoss = OnPeerLoss::Continue;
 
@@ -365,23 +365,7 @@ fn takes_frame(seed: u64, session: u64, epoch: u64, reign_flip: u128) -> bool {
     watch(&mut world, |_| {}, follows);
     world.run_ms(100);
     let before = world.status(1).unwrap();
-    let header = FrameHeader {
-        volume: VolumeId(0x1234_5678),
-        epoch: Epoch(1),
-        reign: ReignId(7),
-        first: before.head.sequence.next(),
-        entries: 0,
-        total_bytes: 4096,
-        chain_before: before.chain,
-        chain_after: before.chain,
-        committed: before.committed,
-        stable: before.stable,
-        closed_ms: 0,
-    };
-    let (kind, fua) = (EntryKind::Zeroes, false);
-    let entry = Entry { kind, fua, payload_crc: 0, offset: 0, length: 512, payload_at: 0 };
-    let mut bytes = vec![0; 4096];
-    frame::encode(&mut bytes, header, [entry].iter());
+    let bytes = small_frame(&before, before.head.sequence.next(), before.chain);
     let envelope = Envelope {
         kind: MessageKind::Frame,
         sync: false,

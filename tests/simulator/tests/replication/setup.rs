@@ -1,8 +1,9 @@
 //! What scenarios begin with and wait for. What only one of them needs is with it.
 
 use holdfast_simulator::world::{Setup, World};
-use replicator_core::status::Connection;
-use replicator_core::units::NodeId;
+use replicator_core::frame::{self, Entry, EntryKind, FrameHeader};
+use replicator_core::status::{Connection, Status};
+use replicator_core::units::{Chain, Epoch, NodeId, ReignId, Sequence, VolumeId};
 
 /// Until all nodes that are up have met.
 pub(crate) fn connected(world: &mut World) {
@@ -43,6 +44,29 @@ pub(crate) fn load_at(world: &mut World, node: usize, writes: usize) {
         world.run_ms(1);
     }
     world.run_ms(100);
+}
+
+/// The bytes of a frame with one small entry, of the reign 7 of epoch 1, as it comes behind `chain`; `before` is what its
+/// writer knew.
+pub(crate) fn small_frame(before: &Status, first: Sequence, chain: Chain) -> Vec<u8> {
+    let header = FrameHeader {
+        volume: VolumeId(0x1234_5678),
+        epoch: Epoch(1),
+        reign: ReignId(7),
+        first,
+        entries: 0,
+        total_bytes: 4096,
+        chain_before: chain,
+        chain_after: chain,
+        committed: before.committed,
+        stable: before.stable,
+        closed_ms: 0,
+    };
+    let (kind, fua) = (EntryKind::Zeroes, false);
+    let entry = Entry { kind, fua, payload_crc: 0, offset: 0, length: 512, payload_at: 0 };
+    let mut bytes = vec![0; 4096];
+    frame::encode(&mut bytes, header, [entry].iter());
+    bytes
 }
 
 /// Until all replicas are level and at rest; then their disks are equal.
