@@ -658,7 +658,7 @@ impl Run {
             }
             return true;
         }
-        // What cannot be read on the Primary's disk cannot be sent, and nobody else is asked for it.
+        // What cannot be read on the Primary's disk is had from another whole copy, and there may be none.
         let volume_bytes = self.world.sectors * SECTOR;
         let is_readable = self.world.nodes[p].disk.is_readable(0, volume_bytes);
         if status.disk_state == DiskState::Inconsistent && !is_readable {
