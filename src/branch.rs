@@ -15,16 +15,16 @@ use crate::target;
 
 /// Gives up one side of a fork.
 pub(crate) fn resolve(arguments: &ResolveArgs) -> Result<()> {
-    let client = target::client(&arguments.target)?;
+    let client = target::client(&arguments.on.target)?;
     if !arguments.yes {
         confirm(&client, arguments)?;
     }
-    report(client.resolve(&arguments.volume, &arguments.discard), arguments.json)
+    report(client.resolve(&arguments.on.volume, &arguments.discard), arguments.on.json)
 }
 
 /// Says what is given up, and asks.
 fn confirm(client: &Client, arguments: &ResolveArgs) -> Result<()> {
-    let volume = client.volume(&arguments.volume)?;
+    let volume = client.volume(&arguments.on.volume)?;
     output::say(&what_is_given_up(&volume, &arguments.discard));
     if !std::io::stdin().is_terminal() {
         bail!("nobody is there to be asked: if that is what you want, say --yes");
@@ -72,26 +72,22 @@ pub(crate) fn run(command: &BranchCommand) -> Result<()> {
         }
         BranchCommand::Show(arguments) => {
             let (_, branch) = find(arguments)?;
-            if arguments.volume.json {
-                output::print_json(&branch, true)
-            } else {
-                output::print(&shown(&branch))
-            }
+            if arguments.on.json { output::print_json(&branch, true) } else { output::print(&shown(&branch)) }
         }
         BranchCommand::Export(arguments) => {
             let (client, branch) = find(arguments)?;
-            let volume = client.volume(&arguments.volume.volume)?;
+            let volume = client.volume(&arguments.on.volume)?;
             let uris: Vec<String> =
                 volume.nbd.iter().map(|uri| uri_of(uri, &volume.name, &branch.export)).collect();
-            if arguments.volume.json {
+            if arguments.on.json {
                 output::print_json(&serde_json::json!({ "export": branch.export, "nbd": uris }), true)
             } else {
                 output::print(&uris.join("\n"))
             }
         }
         BranchCommand::Delete(arguments) => {
-            let client = target::client(&arguments.volume.target)?;
-            report(client.delete_branch(&arguments.volume.volume, &arguments.name), arguments.volume.json)
+            let client = target::client(&arguments.on.target)?;
+            report(client.delete_branch(&arguments.on.volume, &arguments.name), arguments.on.json)
         }
     }
 }
@@ -102,8 +98,8 @@ fn uri_of(uri: &str, volume: &str, export: &str) -> String {
 }
 
 fn find(arguments: &BranchArgs) -> Result<(Client, BranchReport)> {
-    let client = target::client(&arguments.volume.target)?;
-    let list = client.branches(&arguments.volume.volume)?;
+    let client = target::client(&arguments.on.target)?;
+    let list = client.branches(&arguments.on.volume)?;
     match list.branches.into_iter().find(|branch| branch.name == arguments.name) {
         Some(branch) => Ok((client, branch)),
         None => bail!("there is no branch {}; `holdfast branch list` shows what there is", arguments.name),

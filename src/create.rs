@@ -1,8 +1,8 @@
-//! `holdfast create`: makes this node's replica of a volume.
+//! `holdfast create` and `move-journal`: makes this node's replica of a volume, and has its journal lie elsewhere.
 
 use anyhow::{Context, Result};
 
-use crate::cli::CreateArgs;
+use crate::cli::{CreateArgs, MoveJournalArgs};
 use crate::output::{human_bytes, print};
 use crate::target;
 
@@ -20,5 +20,22 @@ pub(crate) fn run(arguments: &CreateArgs) -> Result<()> {
         created.disk.display(),
         human_bytes(created.journal_bytes),
         created.journal.display(),
+    ))
+}
+
+/// Moves the journal and says what to do next.
+pub(crate) fn move_journal(arguments: &MoveJournalArgs) -> Result<()> {
+    let (cluster, node) = target::node(&arguments.node)?;
+    let options = cluster.volume_options(&node.name, &arguments.volume)?;
+    let moved = replicator::move_journal(&options, &arguments.to, arguments.force)
+        .with_context(|| format!("the journal of {} on {} is not moved", options.name, node.name))?;
+    print(&format!(
+        "the journal of {} on node {} ({}) is at {} now: write journal = \"{}\" for this replica into the configuration, \
+         then start the replicator",
+        options.name,
+        node.name,
+        human_bytes(moved.journal_bytes),
+        moved.journal.display(),
+        moved.journal.display(),
     ))
 }

@@ -6,7 +6,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 
 use anyhow::{Context, Result, bail};
 use replicator::config::{Cluster, Node};
-use replicator::control::{Facts, Server, Volume};
+use replicator::control::{Facts, LiveFacts, Server, ServerError, Volume, serve_metrics};
 use replicator::{VolumeFault, VolumeHandle};
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -15,6 +15,7 @@ use signal_hook::iterator::Signals;
 use crate::cli::ReplicatorArgs;
 use crate::notify::notify;
 use crate::output::{print, say};
+use crate::reload::Reloader;
 use crate::target;
 
 /// What ends or changes a running replicator.
@@ -36,8 +37,15 @@ pub(crate) fn run(arguments: &ReplicatorArgs) -> Result<()> {
     let volumes = open(&cluster, &node)?;
     let served: Vec<Arc<dyn Volume>> =
         volumes.iter().map(|volume| Arc::new(volume.clone()) as Arc<dyn Volume>).collect();
-    let server = match Server::start(&node.control, Facts::new(cluster, node.id), served) {
-        Ok(server) => server,
+    let reloader = Reloader::new(arguments.node.clone(), node.clone(), volumes.clone(), cluster.clone());
+    let facts = LiveFacts::new(Facts::new(cluster, node.id));
+    let servers = (|| {
+        let metrics = node.metrics_listen.map(|at| serve_metrics(at, facts.clone(), served.clone()));
+        let control = Server::start(&node.control, facts, served, Box::new(reloader))?;
+        Ok::<_, ServerError>((metrics.transpose()?, control))
+    })();
+    let servers = match servers {
+        Ok(servers) => servers,
         Err(error) => {
             stop_all(&volumes);
             return Err(error.into());
@@ -55,7 +63,7 @@ pub(crate) fn run(arguments: &ReplicatorArgs) -> Result<()> {
     ))?;
     notify("READY=1");
     let result = attend(&volumes, &happenings);
-    drop(server);
+    drop(servers);
     result
 }
 

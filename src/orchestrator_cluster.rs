@@ -5,11 +5,12 @@ use std::path::Path;
 
 use anyhow::Result;
 use orchestrator::control::Client;
-use orchestrator::control::json::{Move, Plan, Status, Switch};
+use orchestrator::control::json::{Move, Note, Plan, Severity, Status, Switch};
 use replicator::control::json::Done;
 use serde::Serialize;
 
 use crate::cli::{ClusterArgs, ClusterCommand};
+use crate::cluster_stacks;
 use crate::output::{self, Style};
 use crate::table::Table;
 
@@ -26,13 +27,23 @@ pub(crate) fn run(arguments: &ClusterArgs) -> Result<()> {
             let status: Status = client.get("/v1/status")?;
             show(arguments.json, &status, || render(&status, Style::stdout()))
         }
-        ClusterCommand::Plan { dead } => {
-            let query = dead.as_ref().map_or_else(String::new, |node| format!("?dead={node}"));
+        ClusterCommand::Plan { dead, cut, disk, volume } => {
+            let query = match (dead, cut.as_slice(), disk, volume) {
+                (Some(node), ..) => format!("?dead={node}"),
+                (_, [one, other], ..) => format!("?cut={one},{other}"),
+                (_, _, Some(node), Some(volume)) => format!("?disk={node}&volume={volume}"),
+                (_, _, Some(node), None) => format!("?disk={node}"),
+                _ => String::new(),
+            };
             let plan: Plan = client.get(&format!("/v1/plan{query}"))?;
             show(arguments.json, &plan, || render_plan(&plan))
         }
         ClusterCommand::Move { volume, to } => {
             let done: Done = client.post(&format!("/v1/volumes/{volume}/move"), &Move { to: to.clone() })?;
+            show(arguments.json, &done, || done.message.clone())
+        }
+        ClusterCommand::Forgive { stack } => {
+            let done: Done = client.post(&format!("/v1/stacks/{stack}/forgive"), &())?;
             show(arguments.json, &done, || done.message.clone())
         }
         ClusterCommand::Standby { node, off } => {
@@ -82,12 +93,19 @@ fn render(status: &Status, style: Style) -> String {
         volumes.row(row);
     }
     out.push_str(&volumes.render());
+    if !status.stacks.is_empty() {
+        out.push('\n');
+        out.push_str(&cluster_stacks::table(&status.stacks));
+    }
     if status.paused {
         out.push_str("\nEverything is paused: nothing fails over. holdfast cluster pause --off\n");
     }
-    for note in &status.notes {
-        let _ = writeln!(out, "\n{} {}", style.bold(&note.volume), note.text);
+    if status.leader.is_none() {
+        let text =
+            style.red("Nobody leads: nothing fails over until a majority of the nodes hear each other.");
+        let _ = writeln!(out, "\n{text}");
     }
+    out.push_str(&wrong(status, style));
     if !status.power.is_empty() {
         out.push_str("\nPower:\n");
         for past in status.power.iter().rev().take(EVENTS_SHOWN).rev() {
@@ -99,6 +117,37 @@ fn render(status: &Status, style: Style) -> String {
         for event in status.events.iter().rev().take(EVENTS_SHOWN).rev() {
             let _ = writeln!(out, "  {}", event.text);
         }
+    }
+    out
+}
+
+/// What is wrong, the worst first, and what to type about it.
+fn wrong(status: &Status, style: Style) -> String {
+    let mut notes: Vec<&Note> = status.notes.iter().filter(|note| note.severity > Severity::Note).collect();
+    notes.sort_by_key(|note| std::cmp::Reverse(note.severity));
+    let mut out = String::new();
+    for note in &notes {
+        let name = if note.severity == Severity::Error {
+            style.red(&note.volume)
+        } else {
+            style.yellow(&note.volume)
+        };
+        let _ =
+            write!(out, "\n{name} {}\n  {} holdfast explain {}\n", note.text, output::arrow(), note.volume);
+    }
+    out.push_str(&cluster_stacks::wrong(&status.stacks, style));
+    for node in status.nodes.iter().filter(|node| node.health != "alive") {
+        let name = style.yellow(&node.name);
+        let _ = write!(
+            out,
+            "\n{name} is {}\n  {} holdfast explain {}\n",
+            node.health,
+            output::arrow(),
+            node.name
+        );
+    }
+    if out.is_empty() && status.leader.is_some() {
+        out.push_str(&format!("\n{}\n", style.green("Nothing is wrong.")));
     }
     out
 }

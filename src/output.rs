@@ -105,6 +105,12 @@ impl Style {
         Self { is_on: io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none() }
     }
 
+    /// For text that is looked at by tests.
+    #[cfg(test)]
+    pub(crate) fn plain() -> Self {
+        Self { is_on: false }
+    }
+
     pub(crate) fn bold(self, text: &str) -> String {
         self.paint("1", text)
     }

@@ -1,16 +1,16 @@
-//! `holdfast promote`, `demote`, `shrink`, `invalidate`, `freeze-apply` and `thaw`: an operator's word to a running node.
+//! `holdfast promote`, `demote`, `shrink`, `grow`, `invalidate`, `freeze-apply` and `thaw`: an operator's word to a running node.
 
 use anyhow::{Result, bail};
 use replicator::control::ClientError;
 use replicator::control::json::Done;
 
-use crate::cli::{InvalidateArgs, PromoteArgs, ShrinkArgs, VolumeArgs};
+use crate::cli::{GrowArgs, InvalidateArgs, PromoteArgs, ShrinkArgs, VolumeArgs};
 use crate::{output, target};
 
 /// Makes a node the volume's primary.
 pub(crate) fn promote(arguments: &PromoteArgs) -> Result<()> {
-    let client = target::client(&arguments.target)?;
-    report(client.promote(&arguments.volume, arguments.force), arguments.json)
+    let client = target::client(&arguments.on.target)?;
+    report(client.promote(&arguments.on.volume, arguments.force), arguments.on.json)
 }
 
 /// Makes a primary a secondary.
@@ -21,8 +21,14 @@ pub(crate) fn demote(arguments: &VolumeArgs) -> Result<()> {
 
 /// Takes a replica out of the in-sync set.
 pub(crate) fn shrink(arguments: &ShrinkArgs) -> Result<()> {
-    let client = target::client(&arguments.target)?;
-    report(client.shrink(&arguments.volume, &arguments.remove), arguments.json)
+    let client = target::client(&arguments.on.target)?;
+    report(client.shrink(&arguments.on.volume, &arguments.remove), arguments.on.json)
+}
+
+/// Has a volume grow.
+pub(crate) fn grow(arguments: &GrowArgs) -> Result<()> {
+    let client = target::client(&arguments.on.target)?;
+    report(client.grow(&arguments.on.volume, arguments.size), arguments.on.json)
 }
 
 /// Gives up the data of a node's copy.
@@ -31,11 +37,11 @@ pub(crate) fn invalidate(arguments: &InvalidateArgs) -> Result<()> {
         bail!(
             "this gives up the data of {} on that node: it is overwritten by what the Primary has. If that is what you \
              want, say --discard-my-data",
-            arguments.volume
+            arguments.on.volume
         );
     }
-    let client = target::client(&arguments.target)?;
-    report(client.invalidate(&arguments.volume), arguments.json)
+    let client = target::client(&arguments.on.target)?;
+    report(client.invalidate(&arguments.on.volume), arguments.on.json)
 }
 
 /// Stops a secondary's apply at one position.

@@ -133,6 +133,12 @@ fn render_volume(volume: &VolumeReport, style: Style) -> String {
         counted(counters.flushes, "flush", "flushes"),
         counted(u64::from(replica.nbd_connections), "connection", "connections")
     );
+    if let Some(sums) = &replica.checksums {
+        let _ = write!(out, "  sums    {}", crate::scrub::render_sums(sums));
+    }
+    if let Some(scrub) = &replica.scrub {
+        let _ = write!(out, "  {}", crate::scrub::render(scrub));
+    }
     if let Some(verify) = &replica.verify {
         let _ = write!(out, "  {}", crate::verify::render(verify).replace("\n  ", "\n    "));
     }

@@ -32,30 +32,30 @@ impl std::fmt::Display for Differs {
 
 /// Does what the arguments say.
 pub(crate) fn run(arguments: &VerifyArgs) -> Result<()> {
-    let client = target::client(&arguments.target)?;
+    let client = target::client(&arguments.on.target)?;
     let VerifyArgs { repair, stop, .. } = *arguments;
     let request = StartVerify { repair, stop, trust: arguments.trust.clone() };
-    let answer = client.verify(&arguments.volume, &request);
-    if arguments.json
+    let answer = client.verify(&arguments.on.volume, &request);
+    if arguments.on.json
         && let Err(ClientError::Refused(reason)) = &answer
     {
         output::print_json(&serde_json::json!({ "error": reason }), true)?;
     }
     let done = answer?;
     if !arguments.wait {
-        if arguments.json {
+        if arguments.on.json {
             return output::print_json(&done, true);
         }
         output::print(&done.message)?;
-        let volume = &arguments.volume;
+        let volume = &arguments.on.volume;
         return if stop {
             Ok(())
         } else {
             output::print(&format!("holdfast status {volume} shows how far it is"))
         };
     }
-    let report = wait(&client, &arguments.volume, !arguments.json)?;
-    if arguments.json {
+    let report = wait(&client, &arguments.on.volume, !arguments.on.json)?;
+    if arguments.on.json {
         output::print_json(&report, true)?;
     } else {
         output::print(&render(&report))?;

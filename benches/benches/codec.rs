@@ -172,6 +172,7 @@ fn exports() -> [Export; 1] {
         flags: ExportFlags { flush: true, fua: true, trim: true, ..ExportFlags::default() },
         block: BlockSizes { min_bytes: 512, preferred_bytes: 4096, max_bytes: 32 << 20 },
         availability: Availability::Ready,
+        bookmarks: Vec::new(),
     }]
 }
 

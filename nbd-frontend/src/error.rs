@@ -95,6 +95,8 @@ pub enum SessionError {
     ExportUnknown,
     /// `NBD_OPT_EXPORT_NAME` of an export that is not to be had now.
     ExportRefused,
+    /// `NBD_OPT_EXPORT_NAME` before TLS, where nothing is to be had without.
+    TlsRequired,
     /// `NBD_OPT_EXPORT_NAME` after extended headers, which need `NBD_OPT_GO`.
     ExportNameWithExtendedHeaders,
     /// A request did not begin with the magic that was negotiated.
@@ -116,6 +118,9 @@ impl fmt::Display for SessionError {
             Self::ExportUnknown => f.write_str("NBD_OPT_EXPORT_NAME asks for an unknown export"),
             Self::ExportRefused => {
                 f.write_str("NBD_OPT_EXPORT_NAME asks for an export that is not available")
+            }
+            Self::TlsRequired => {
+                f.write_str("NBD_OPT_EXPORT_NAME before NBD_OPT_STARTTLS, which is required")
             }
             Self::ExportNameWithExtendedHeaders => {
                 f.write_str("NBD_OPT_EXPORT_NAME cannot follow extended headers")

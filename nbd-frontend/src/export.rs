@@ -1,6 +1,7 @@
 //! What a server offers: exports, their limits and what they can do. Not where their bytes are.
 
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::error::Error;
 use core::fmt;
 
@@ -24,6 +25,8 @@ pub struct Export {
     pub block: BlockSizes,
     /// Whether it can be used now.
     pub availability: Availability,
+    /// Names of bookmarks: each has a context that tells what changed since.
+    pub bookmarks: Vec<String>,
 }
 
 /// What an export can do. `Default` can do nothing but be read and written.
@@ -95,7 +98,8 @@ impl Export {
             Availability::Refused { message } => message,
         };
         let is_string = |text: &str| text.len() <= spec::STRING_BYTES_MAX && !text.contains('\0');
-        if ![&self.name, &self.description, message].into_iter().all(is_string) {
+        let texts = [&self.name, &self.description, message].into_iter();
+        if !texts.chain(self.bookmarks.iter().map(String::as_str)).all(is_string) {
             return Err(ExportError::String);
         }
         self.block.check()?;
@@ -107,7 +111,7 @@ impl Export {
     }
 
     /// The transmission flags a client with these choices is told.
-    pub(crate) fn transmission_flags(&self, format: ReplyFormat, block_status: bool) -> u16 {
+    pub(crate) fn transmission_flags(&self, format: ReplyFormat, status_payload: bool) -> u16 {
         let flags = self.flags.offered();
         let bits = [
             (true, spec::NBD_FLAG_HAS_FLAGS),
@@ -121,7 +125,7 @@ impl Export {
             (flags.multi_conn, spec::NBD_FLAG_CAN_MULTI_CONN),
             (flags.cache, spec::NBD_FLAG_SEND_CACHE),
             (flags.fast_zero, spec::NBD_FLAG_SEND_FAST_ZERO),
-            (format == ReplyFormat::Extended && block_status, spec::NBD_FLAG_BLOCK_STATUS_PAYLOAD),
+            (status_payload, spec::NBD_FLAG_BLOCK_STATUS_PAYLOAD),
         ];
         bits.into_iter().filter(|(is_set, _)| *is_set).fold(0, |all, (_, bit)| all | bit)
     }

@@ -10,9 +10,9 @@ use alloc::{format, vec};
 
 use crate::bytes::field;
 use crate::{
-    Advance, Availability, BlockSizes, Command, ERROR_BYTES_MAX, EXTENTS_MAX, Export, ExportFlags, Extent,
-    NbdError, Negotiated, OK_BYTES_MAX, PAYLOAD_BYTES_MAX, READ_HEADER_BYTES_MAX, Reject, ReplyFormat,
-    ReplyTag, Request, Session, SessionError, Step, spec,
+    Advance, Availability, BASE_ALLOCATION_ID, BlockSizes, Command, Context, ContextKind, ERROR_BYTES_MAX,
+    EXTENTS_MAX, Export, ExportFlags, Extent, NbdError, Negotiated, OK_BYTES_MAX, PAYLOAD_BYTES_MAX,
+    READ_HEADER_BYTES_MAX, Reject, ReplyFormat, ReplyTag, Request, Session, SessionError, Step, spec,
 };
 
 /// Panics if any bytes make a session do what it must not: take more than it was given, stand still, queue
@@ -23,13 +23,19 @@ pub fn fuzz_session(data: &[u8]) {
     seed[..length].copy_from_slice(&data[..length]);
     let seed = u64::from_be_bytes(seed);
     let stream = stream(seed, &data[length..]);
-    let whole = run(&stream, |left| left);
-    let mut random = Random(seed | 1);
-    let sliced = run(&stream, |left| {
-        let count_max = if random.below(8) == 0 { 300 } else { 17 };
-        left.min(1 + random.below(count_max) as usize)
-    });
-    assert_eq!(whole, sliced, "the result depends on how the stream was cut");
+    for begin in [Session::new, Session::requiring_tls] {
+        let whole = run(begin(), &stream, |left| left);
+        let mut random = Random(seed | 1);
+        let sliced = run(begin(), &stream, |left| {
+            let count_max = if random.below(8) == 0 { 300 } else { 17 };
+            left.min(1 + random.below(count_max) as usize)
+        });
+        assert_eq!(whole, sliced, "the result depends on how the stream was cut");
+    }
+    let heard = run(Session::requiring_tls(), &stream, |left| left);
+    let secured = heard.steps.iter().position(|step| *step == Step::StartTls);
+    let entered = heard.steps.iter().position(|step| *step == Step::Negotiated);
+    assert!(entered.is_none() || secured < entered && secured.is_some(), "an export is had in the clear");
 }
 
 /// Exports that differ in what a session must hold them to.
@@ -55,6 +61,11 @@ pub fn exports() -> Vec<Export> {
         flags,
         block,
         availability: Availability::Ready,
+        bookmarks: if name == "frozen" {
+            vec!["monday".to_owned(), "tuesday".to_owned()]
+        } else {
+            Vec::new()
+        },
     };
     let mut away = export("away", 1 << 20, all, coarse);
     away.availability = Availability::Refused { message: "away is Secondary on this node".to_owned() };
@@ -77,9 +88,8 @@ struct Trace {
     end: Option<SessionError>,
 }
 
-fn run(stream: &[u8], mut slice: impl FnMut(usize) -> usize) -> Trace {
+fn run(mut session: Session, stream: &[u8], mut slice: impl FnMut(usize) -> usize) -> Trace {
     let exports = exports();
-    let mut session = Session::new();
     let mut trace = Trace::default();
     let mut rest = stream;
     for calls in 0.. {
@@ -105,7 +115,7 @@ fn run(stream: &[u8], mut slice: impl FnMut(usize) -> usize) -> Trace {
                 assert_eq!(consumed, input.len(), "input is left over");
                 0
             }
-            Step::SendOutput | Step::Negotiated => 0,
+            Step::SendOutput | Step::StartTls | Step::Negotiated => 0,
             Step::Request(request) => check_request(&request, session.negotiated()),
             Step::Reject(reject) => check_reject(&reject, session.negotiated()),
             Step::Disconnect => {
@@ -124,7 +134,7 @@ fn run(stream: &[u8], mut slice: impl FnMut(usize) -> usize) -> Trace {
 fn check_request(request: &Request, negotiated: Option<&Negotiated>) -> u64 {
     let Some(negotiated) = negotiated else { panic!("a request before the transmission phase") };
     let Request { command, offset, length_bytes, .. } = *request;
-    let Negotiated { size_bytes, flags, block, format, block_status, .. } = *negotiated;
+    let Negotiated { size_bytes, flags, block, format, ref contexts, .. } = *negotiated;
     let is_write = match command {
         Command::Read { dont_fragment } => {
             assert!(length_bytes <= u64::from(block.max_bytes));
@@ -152,7 +162,7 @@ fn check_request(request: &Request, negotiated: Option<&Negotiated>) -> u64 {
             false
         }
         Command::BlockStatus { .. } => {
-            assert!(block_status && format != ReplyFormat::Simple);
+            assert!(!contexts.is_empty() && format != ReplyFormat::Simple);
             false
         }
     };
@@ -190,14 +200,14 @@ fn check_replies(request: &Request, format: ReplyFormat) -> u64 {
         }
         Command::BlockStatus { one } => {
             let mut random = Random(request.cookie | 1);
-            let extents = (0..random.below(8)).map(|_| Extent {
-                length_bytes: random.below(1 << 20),
-                hole: random.below(2) == 0,
-                zero: random.below(2) == 0,
+            let extents = (0..random.below(8)).map(|_| {
+                let hole = random.below(2) == 0;
+                Extent::allocation(random.below(1 << 20), hole, random.below(2) == 0)
             });
             let extents: Vec<Extent> = extents.collect();
+            let context = Context { id: BASE_ALLOCATION_ID, kind: ContextKind::Allocation };
             let mut out = vec![0xee; 3];
-            format.encode_block_status(request, extents, &mut out);
+            format.encode_block_status(request, &context, true, extents, &mut out);
             check_reply(format, tag, &out[3..], 0);
             let (before, each) = if format == ReplyFormat::Extended { (32 + 8, 16) } else { (20 + 4, 8) };
             let count = (out.len() - 3 - before) / each;
@@ -242,7 +252,7 @@ fn stream(seed: u64, body: &[u8]) -> Vec<u8> {
             _ => shaper.put_option(spec::NBD_OPT_EXTENDED_HEADERS, &[]),
         }
         let name = shaper.name();
-        let query = shaper.meta_query(name, &["base:allocation"]);
+        let query = shaper.meta_query(name, &["base:allocation", "holdfast:dirty:tuesday"]);
         shaper.put_option(spec::NBD_OPT_SET_META_CONTEXT, &query);
         shaper.put_option(spec::NBD_OPT_GO, &info_query(name, &[]));
     } else {
@@ -306,7 +316,7 @@ impl Shaper<'_> {
                 info_query(name, &infos)
             }
             spec::NBD_OPT_LIST_META_CONTEXT | spec::NBD_OPT_SET_META_CONTEXT => {
-                let all = ["base:allocation", "base:", "qemu:x", "base", ""];
+                let all = ["base:allocation", "base:", "qemu:x", "holdfast:dirty:monday", "holdfast:", ""];
                 let queries: Vec<&str> = (0..self.below(4)).map(|_| all[self.below(5)]).collect();
                 self.meta_query(name, &queries)
             }

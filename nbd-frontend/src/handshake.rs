@@ -17,6 +17,22 @@ pub(crate) struct Handshake {
     /// Option data as it arrives; it grows with the bytes received, not with the length announced.
     data: Vec<u8>,
     choices: Choices,
+    tls: Tls,
+}
+
+/// Whether what is said is in TLS, and must be.
+///
+/// ```text
+/// Absent            Required --NBD_OPT_STARTTLS--> Present
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tls {
+    /// It is not, and cannot be.
+    Absent,
+    /// It is not, and nothing else is said before it is.
+    Required,
+    /// It is.
+    Present,
 }
 
 /// Where the handshake stands.
@@ -44,24 +60,29 @@ enum Verdict {
     Unsupported,
     TooBig,
     Abort,
+    /// Nothing is told in the clear.
+    TlsRequired,
+    /// TLS begins once, and takes no data.
+    BadStartTls,
 }
 
 /// What a call came to.
 pub(crate) enum Progress {
     NeedInput,
     SendOutput,
+    StartTls,
     Negotiated(Negotiated),
     Disconnect,
 }
 
 impl Handshake {
     /// Queues the greeting.
-    pub(crate) fn new(output: &mut Vec<u8>) -> Self {
+    pub(crate) fn new(tls: Tls, output: &mut Vec<u8>) -> Self {
         let flags = spec::NBD_FLAG_FIXED_NEWSTYLE | spec::NBD_FLAG_NO_ZEROES;
         let magics = [spec::INIT_PASSWD.to_be_bytes(), spec::IHAVEOPT.to_be_bytes()];
         put(output, &[&magics[0], &magics[1], &flags.to_be_bytes()]);
-        let choices = Choices { no_zeroes: false, format: ReplyFormat::Simple, allocation_of: None };
-        Self { state: State::ClientFlags, held: Held::new(), data: Vec::new(), choices }
+        let choices = Choices { no_zeroes: false, format: ReplyFormat::Simple, contexts_of: None };
+        Self { state: State::ClientFlags, held: Held::new(), data: Vec::new(), choices, tls }
     }
 
     /// Goes on until an answer is queued, the phase ends or the input does.
@@ -144,11 +165,21 @@ impl Handshake {
         if option == spec::NBD_OPT_EXPORT_NAME && length_bytes as usize > spec::STRING_BYTES_MAX {
             return Err(SessionError::NameTooLong);
         }
+        if option == spec::NBD_OPT_EXPORT_NAME && self.tls == Tls::Required {
+            // It has no reply that says no.
+            return Err(SessionError::TlsRequired);
+        }
         let missing_bytes = length_bytes;
         let too_big = length_bytes > OPTION_BYTES_MAX;
         let drain = |then| State::Drain { option, missing_bytes, then };
         self.enter(match option {
             spec::NBD_OPT_ABORT => drain(Verdict::Abort),
+            spec::NBD_OPT_STARTTLS => match self.tls {
+                Tls::Absent => drain(Verdict::Unsupported),
+                Tls::Required if length_bytes == 0 => State::Data { option, missing_bytes },
+                Tls::Required | Tls::Present => drain(Verdict::BadStartTls),
+            },
+            _ if self.tls == Tls::Required => drain(Verdict::TlsRequired),
             _ if !is_known(option) => drain(Verdict::Unsupported),
             _ if too_big => drain(Verdict::TooBig),
             _ => State::Data { option, missing_bytes },
@@ -162,6 +193,12 @@ impl Handshake {
         exports: &[Export],
         output: &mut Vec<u8>,
     ) -> Result<Option<Progress>, SessionError> {
+        if option == spec::NBD_OPT_STARTTLS {
+            self.tls = Tls::Present;
+            self.enter(State::Header);
+            put_reply(output, option, spec::NBD_REP_ACK, &[]);
+            return Ok(Some(Progress::StartTls));
+        }
         let complete = ClientOption { option, data: &self.data };
         let answer = complete.answer(&mut self.choices, exports, output)?;
         self.data.clear();
@@ -180,10 +217,17 @@ impl Handshake {
                 return Some(Progress::Disconnect);
             }
             Verdict::Unsupported => put_reply(output, option, spec::NBD_REP_ERR_UNSUP, &[]),
+            Verdict::TlsRequired => {
+                put_reply(output, option, spec::NBD_REP_ERR_TLS_REQD, &[b"NBD_OPT_STARTTLS must come first"]);
+            }
+            Verdict::BadStartTls => {
+                let text = b"NBD_OPT_STARTTLS is said once, without data";
+                put_reply(output, option, spec::NBD_REP_ERR_INVALID, &[text]);
+            }
             Verdict::TooBig => {
                 if option == spec::NBD_OPT_SET_META_CONTEXT {
                     // Even a setting that fails takes back the one before it.
-                    self.choices.allocation_of = None;
+                    self.choices.contexts_of = None;
                 }
                 put_reply(output, option, spec::NBD_REP_ERR_TOO_BIG, &[b"option data is too long"]);
             }

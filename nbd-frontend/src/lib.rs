@@ -13,14 +13,16 @@
 //! 2. Make one [`Session`] per connection and send its greeting, which is in [`Session::output`] at once.
 //! 3. Give [`Session::advance`] the bytes of the stream in order. What it did not consume is given again
 //!    first; after [`Step::NeedInput`] nothing is left over. Any slicing has the same result.
-//! 4. After [`Step::SendOutput`], [`Step::Negotiated`] and [`Step::Disconnect`], take everything out of the
+//! 4. After [`Step::SendOutput`], [`Step::StartTls`], [`Step::Negotiated`] and [`Step::Disconnect`], take everything out of the
 //!    output and send it in order, before any reply.
 //! 5. After a [`Step::Request`] of [`Command::Write`] take its payload off the stream itself, into whatever
 //!    buffer it likes; after a [`Step::Reject`] drop `drain_bytes` from the stream, then send the error.
 //! 6. Answer every request exactly once, in any order, with the [`ReplyFormat`] of
 //!    [`Session::negotiated`] and the tag of the request. Have the data of a read in hand before its header is sent.
-//! 7. After an error, or when done with a [`Step::Disconnect`], close the connection.
-//! 8. Bound the time a handshake may take and the requests in flight: this crate has no clock and counts none.
+//! 7. Give a session that [requires TLS](Session::requiring_tls) only what TLS carried once it has said
+//!    [`Step::StartTls`], and cut off whoever sent anything in the clear behind that.
+//! 8. After an error, or when done with a [`Step::Disconnect`], close the connection.
+//! 9. Bound the time a handshake may take and the requests in flight: this crate has no clock and counts none.
 //!
 //! Requests are judged here, once: command, flags, bounds, alignment and length are right when they come out.
 //! No byte from the network makes this crate panic, and no length from the network makes it allocate: option
@@ -47,7 +49,7 @@ mod transmission;
 
 pub use error::{NbdError, SessionError};
 pub use export::{Availability, BlockSizes, Export, ExportError, ExportFlags};
-pub use meta::{BASE_ALLOCATION, BASE_ALLOCATION_ID};
+pub use meta::{BASE_ALLOCATION, BASE_ALLOCATION_ID, Context, ContextKind, DIRTY};
 pub use reply::{
     ERROR_BYTES_MAX, ERROR_MESSAGE_BYTES_MAX, EXTENTS_MAX, Extent, OK_BYTES_MAX, READ_HEADER_BYTES_MAX,
     ReplyFormat, ReplyTag,

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use crate::bytes::{Reader, clip, put};
 use crate::error::SessionError;
 use crate::export::{Availability, Export};
-use crate::meta::{BASE_ALLOCATION, BASE_ALLOCATION_ID, MetaQuery};
+use crate::meta::{Context, MetaQuery};
 use crate::reply::ReplyFormat;
 use crate::session::Negotiated;
 use crate::spec;
@@ -16,8 +16,8 @@ pub(crate) struct Choices {
     /// It does not want the zeroes after `NBD_OPT_EXPORT_NAME`.
     pub(crate) no_zeroes: bool,
     pub(crate) format: ReplyFormat,
-    /// The export for which `base:allocation` is selected.
-    pub(crate) allocation_of: Option<String>,
+    /// The export for which contexts are selected, and which.
+    pub(crate) contexts_of: Option<(String, Vec<Context>)>,
 }
 
 /// What follows an answer.
@@ -96,7 +96,7 @@ impl ClientOption<'_> {
             Found::Unknown => return Err(SessionError::ExportUnknown),
         };
         let negotiated = choices.settle(index, export);
-        let flags = export.transmission_flags(choices.format, negotiated.block_status);
+        let flags = export.transmission_flags(choices.format, negotiated.takes_status_payload());
         put(output, &[&negotiated.size_bytes.to_be_bytes(), &flags.to_be_bytes()]);
         if !choices.no_zeroes {
             put(output, &[&[0; spec::EXPORT_NAME_ZEROES_BYTES]]);
@@ -126,7 +126,7 @@ impl ClientOption<'_> {
             return Answer::Stay;
         };
         let negotiated = choices.settle(index, export);
-        let flags = export.transmission_flags(choices.format, negotiated.block_status);
+        let flags = export.transmission_flags(choices.format, negotiated.takes_status_payload());
         let size = export.size_bytes.to_be_bytes();
         self.put_info(output, spec::NBD_INFO_EXPORT, &[&size, &flags.to_be_bytes()]);
         // Always told, asked or not: requests will be held to it.
@@ -177,7 +177,7 @@ impl ClientOption<'_> {
         let sets = self.option == spec::NBD_OPT_SET_META_CONTEXT;
         if sets {
             // Even a setting that fails takes back the one before it.
-            choices.allocation_of = None;
+            choices.contexts_of = None;
         }
         if choices.format == ReplyFormat::Simple {
             return self.put_error(output, spec::NBD_REP_ERR_INVALID, "structured replies come first");
@@ -188,13 +188,15 @@ impl ClientOption<'_> {
         let Some((_, export)) = self.find_or_explain(query.export_name, exports, output) else {
             return;
         };
-        if sets && query.selects_allocation {
-            choices.allocation_of = Some(export.name.clone());
-            self.put_context(output, BASE_ALLOCATION_ID);
-        }
-        if !sets && query.lists_allocation {
+        let mut contexts = Context::all_of(export);
+        contexts.retain(|context| if sets { query.selects(context) } else { query.lists(context) });
+        for context in &contexts {
             // Ids in a listing are reserved.
-            self.put_context(output, 0);
+            let id = if sets { context.id } else { 0 };
+            self.put_context(output, id, &context.name());
+        }
+        if sets && !contexts.is_empty() {
+            choices.contexts_of = Some((export.name.clone(), contexts));
         }
         self.put(output, spec::NBD_REP_ACK, &[]);
     }
@@ -214,8 +216,8 @@ impl ClientOption<'_> {
         None
     }
 
-    fn put_context(&self, output: &mut Vec<u8>, id: u32) {
-        self.put(output, spec::NBD_REP_META_CONTEXT, &[&id.to_be_bytes(), BASE_ALLOCATION.as_bytes()]);
+    fn put_context(&self, output: &mut Vec<u8>, id: u32, name: &str) {
+        self.put(output, spec::NBD_REP_META_CONTEXT, &[&id.to_be_bytes(), name.as_bytes()]);
     }
 
     fn put_info(&self, output: &mut Vec<u8>, kind: u16, parts: &[&[u8]]) {
@@ -235,6 +237,7 @@ impl ClientOption<'_> {
 impl Choices {
     /// What the transmission phase will be held to. A copy: what the client was told stays true for it.
     fn settle(&self, export_index: usize, export: &Export) -> Negotiated {
+        let selected = self.contexts_of.as_ref().filter(|(name, _)| *name == export.name);
         Negotiated {
             export_index,
             export_name: export.name.clone(),
@@ -242,7 +245,7 @@ impl Choices {
             flags: export.flags.offered(),
             block: export.block,
             format: self.format,
-            block_status: self.allocation_of.as_ref() == Some(&export.name),
+            contexts: selected.map(|(_, contexts)| contexts.clone()).unwrap_or_default(),
         }
     }
 }

@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use crate::bytes::clip;
 use crate::error::NbdError;
-use crate::meta::BASE_ALLOCATION_ID;
+use crate::meta::Context;
 use crate::request::{Command, Request};
 use crate::{PAYLOAD_BYTES_MAX, spec};
 
@@ -33,10 +33,25 @@ pub struct ReplyTag {
 pub struct Extent {
     /// How long it is.
     pub length_bytes: u64,
-    /// Not allocated: a write may need room.
-    pub hole: bool,
-    /// Known to read as zeroes.
-    pub zero: bool,
+    /// Its state, in the flags of the context.
+    flags: u32,
+}
+
+impl Extent {
+    /// For `base:allocation`: whether the run is not allocated, so that a write may need room, and whether it is known
+    /// to read as zeroes.
+    #[must_use]
+    pub const fn allocation(length_bytes: u64, hole: bool, zero: bool) -> Self {
+        let hole = if hole { spec::NBD_STATE_HOLE } else { 0 };
+        let zero = if zero { spec::NBD_STATE_ZERO } else { 0 };
+        Self { length_bytes, flags: hole | zero }
+    }
+
+    /// For a bookmark: whether the run has changed since.
+    #[must_use]
+    pub const fn change(length_bytes: u64, is_changed: bool) -> Self {
+        Self { length_bytes, flags: if is_changed { spec::HOLDFAST_STATE_DIRTY } else { 0 } }
+    }
 }
 
 /// Room for a success without payload.
@@ -117,12 +132,15 @@ impl ReplyFormat {
         end
     }
 
-    /// The answer to a block status request: `extents` tell, in order and without gaps, what begins at its
+    /// The part of the answer to a block status request that is of one context; there is one for each that was
+    /// selected, and the last says so. `extents` tell, in order and without gaps, what begins at its
     /// offset. They may go on beyond its end or stop before it; neighbours of one state become one. Where
-    /// they tell nothing, the whole range is reported as allocated data, which is always true enough.
+    /// they tell nothing, the whole range is reported as allocated data, or as changed, which is always true enough.
     pub fn encode_block_status(
         self,
         request: &Request,
+        context: &Context,
+        is_last: bool,
         extents: impl IntoIterator<Item = Extent>,
         out: &mut Vec<u8>,
     ) {
@@ -141,14 +159,17 @@ impl ReplyFormat {
         let header_bytes = self.chunk_header_bytes();
         let body_begin = begin + header_bytes + context_bytes;
         out.resize(body_begin, 0);
-        let count = self.put_extents(request, extents, out);
+        let count = self.put_extents(request, context, extents, out);
         let body_bytes = (out.len() - begin - header_bytes) as u64;
         self.put_chunk(request.tag(), kind, body_bytes, &mut header);
+        if !is_last {
+            header[4..6].fill(0);
+        }
         out[begin..begin + header_bytes].copy_from_slice(&header[..header_bytes]);
-        let context = &mut out[begin + header_bytes..body_begin];
-        context[..4].copy_from_slice(&BASE_ALLOCATION_ID.to_be_bytes());
+        let named = &mut out[begin + header_bytes..body_begin];
+        named[..4].copy_from_slice(&context.id.to_be_bytes());
         if self == Self::Extended {
-            context[4..].copy_from_slice(&count.to_be_bytes());
+            named[4..].copy_from_slice(&count.to_be_bytes());
         }
     }
 
@@ -156,6 +177,7 @@ impl ReplyFormat {
     fn put_extents(
         self,
         request: &Request,
+        context: &Context,
         extents: impl IntoIterator<Item = Extent>,
         out: &mut Vec<u8>,
     ) -> u32 {
@@ -171,7 +193,7 @@ impl ReplyFormat {
             let extent = Extent { length_bytes, ..extent };
             match &mut run {
                 _ if length_bytes == 0 => continue,
-                Some(run) if (run.hole, run.zero) == (extent.hole, extent.zero) => {
+                Some(run) if run.flags == extent.flags => {
                     run.length_bytes += length_bytes;
                 }
                 Some(_) if count + 1 == count_max => break,
@@ -187,23 +209,20 @@ impl ReplyFormat {
                 break;
             }
         }
-        let nothing_told = Extent { length_bytes: request.length_bytes, hole: false, zero: false };
+        let nothing_told = Extent { length_bytes: request.length_bytes, flags: context.flags_unknown() };
         self.put_extent(run.unwrap_or(nothing_told), out);
         (count + 1) as u32
     }
 
     fn put_extent(self, extent: Extent, out: &mut Vec<u8>) {
-        let hole = if extent.hole { spec::NBD_STATE_HOLE } else { 0 };
-        let zero = if extent.zero { spec::NBD_STATE_ZERO } else { 0 };
-        let flags = hole | zero;
         if self == Self::Extended {
             out.extend_from_slice(&extent.length_bytes.to_be_bytes());
-            out.extend_from_slice(&u64::from(flags).to_be_bytes());
+            out.extend_from_slice(&u64::from(extent.flags).to_be_bytes());
         } else {
             // No longer than the request, whose length had 32 bits.
             let length_bytes = u32::try_from(extent.length_bytes).unwrap_or(u32::MAX);
             out.extend_from_slice(&length_bytes.to_be_bytes());
-            out.extend_from_slice(&flags.to_be_bytes());
+            out.extend_from_slice(&extent.flags.to_be_bytes());
         }
     }
 
@@ -215,7 +234,7 @@ impl ReplyFormat {
         }
     }
 
-    /// The header of the only chunk of a reply; returns its length.
+    /// The header of the last chunk of a reply; returns its length.
     fn put_chunk(self, tag: ReplyTag, kind: u16, body_bytes: u64, out: &mut [u8]) -> usize {
         out[4..6].copy_from_slice(&spec::NBD_REPLY_FLAG_DONE.to_be_bytes());
         out[6..8].copy_from_slice(&kind.to_be_bytes());

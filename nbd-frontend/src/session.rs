@@ -6,7 +6,8 @@ use alloc::vec::Vec;
 
 use crate::error::SessionError;
 use crate::export::{BlockSizes, Export, ExportFlags};
-use crate::handshake::{Handshake, Progress};
+use crate::handshake::{Handshake, Progress, Tls};
+use crate::meta::{Context, ContextKind};
 use crate::reply::ReplyFormat;
 use crate::request::{Reject, Request};
 use crate::transmission::Transmission;
@@ -49,6 +50,9 @@ pub enum Step {
     NeedInput,
     /// Take and send what is in `output`, then come again with the rest of the input.
     SendOutput,
+    /// Send what is in `output` in the clear; all that follows, both ways, is in TLS. The next call is given what TLS
+    /// carries. What came in the clear behind this belongs to nobody: whoever sent any is cut off.
+    StartTls,
     /// The transmission phase begins with the next byte. Send what is in `output` before any reply.
     Negotiated,
     /// Carry it out. For a write, its `length_bytes` of payload come next in the stream and are the
@@ -67,7 +71,7 @@ pub struct Negotiated {
     pub export_index: usize,
     /// Its name.
     pub export_name: String,
-    /// Its size; requests are held to it even if the export changes.
+    /// Its size; requests are held to it, whatever becomes of the export, until [`Session::grow`].
     pub size_bytes: u64,
     /// What it can do.
     pub flags: ExportFlags,
@@ -75,16 +79,36 @@ pub struct Negotiated {
     pub block: BlockSizes,
     /// How to reply.
     pub format: ReplyFormat,
-    /// Whether `base:allocation` was selected, so that block status may be asked for.
-    pub block_status: bool,
+    /// The contexts that were selected: block status may be asked for if there are any.
+    pub contexts: Vec<Context>,
+}
+
+impl Negotiated {
+    /// Whether a block status request may name its context in a payload. Only one of those is understood, and so it is
+    /// not offered where there are more to name.
+    pub(crate) fn takes_status_payload(&self) -> bool {
+        let is_one = matches!(&self.contexts[..], [Context { kind: ContextKind::Allocation, .. }]);
+        self.format == ReplyFormat::Extended && is_one
+    }
 }
 
 impl Session {
     /// A connection just accepted. The greeting is in `output` at once.
     #[must_use]
     pub fn new() -> Self {
+        Self::begin(Tls::Absent)
+    }
+
+    /// The same, of a server that tells nothing and does nothing before [`Step::StartTls`]: what the specification
+    /// calls FORCEDTLS.
+    #[must_use]
+    pub fn requiring_tls() -> Self {
+        Self::begin(Tls::Required)
+    }
+
+    fn begin(tls: Tls) -> Self {
         let mut output = Vec::new();
-        let handshake = Box::new(Handshake::new(&mut output));
+        let handshake = Box::new(Handshake::new(tls, &mut output));
         Self { phase: Phase::Handshake(handshake), end: None, output }
     }
 
@@ -126,10 +150,18 @@ impl Session {
         }
     }
 
+    /// The export has `size_bytes` from now on, and requests may use them: a client may have learned of it elsewhere.
+    pub fn grow(&mut self, size_bytes: u64) {
+        if let Phase::Transmission(transmission) = &mut self.phase {
+            transmission.grow(size_bytes);
+        }
+    }
+
     fn on_handshake(&mut self, progress: Progress) -> Step {
         match progress {
             Progress::NeedInput => Step::NeedInput,
             Progress::SendOutput => Step::SendOutput,
+            Progress::StartTls => Step::StartTls,
             Progress::Disconnect => Step::Disconnect,
             Progress::Negotiated(negotiated) => {
                 self.phase = Phase::Transmission(Transmission::new(negotiated));

@@ -55,6 +55,7 @@ pub const NBD_REP_META_CONTEXT: u32 = 4;
 pub const NBD_REP_ERR_UNSUP: u32 = (1 << 31) + 1;
 pub const NBD_REP_ERR_POLICY: u32 = (1 << 31) + 2;
 pub const NBD_REP_ERR_INVALID: u32 = (1 << 31) + 3;
+pub const NBD_REP_ERR_TLS_REQD: u32 = (1 << 31) + 5;
 pub const NBD_REP_ERR_UNKNOWN: u32 = (1 << 31) + 6;
 pub const NBD_REP_ERR_TOO_BIG: u32 = (1 << 31) + 9;
 pub const NBD_REP_ERR_EXT_HEADER_REQD: u32 = (1 << 31) + 10;
@@ -94,6 +95,9 @@ pub const NBD_REPLY_TYPE_ERROR: u16 = (1 << 15) + 1;
 // Flags of the context "base:allocation".
 pub const NBD_STATE_HOLE: u32 = 1 << 0;
 pub const NBD_STATE_ZERO: u32 = 1 << 1;
+
+// Flag of the contexts "holdfast:dirty:NAME", the same bit as in those of qemu.
+pub const HOLDFAST_STATE_DIRTY: u32 = 1 << 0;
 
 // Error values of replies.
 pub const NBD_EPERM: u32 = 1;

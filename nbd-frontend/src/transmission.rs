@@ -27,6 +27,10 @@ impl Transmission {
         &self.negotiated
     }
 
+    pub(crate) fn grow(&mut self, size_bytes: u64) {
+        self.negotiated.size_bytes = self.negotiated.size_bytes.max(size_bytes);
+    }
+
     /// Takes the next request header off the front of `input`.
     pub(crate) fn advance(&mut self, input: &mut &[u8]) -> Result<Step, SessionError> {
         let is_extended = self.negotiated.format == ReplyFormat::Extended;
@@ -49,8 +53,7 @@ impl Transmission {
 
     /// Whether the payload is of the one form that is understood. Any other is drained and rejected.
     fn has_status_payload(&self, raw: &RawRequest) -> bool {
-        self.negotiated.format == ReplyFormat::Extended
-            && self.negotiated.block_status
+        self.negotiated.takes_status_payload()
             && raw.kind == spec::NBD_CMD_BLOCK_STATUS
             && raw.has(spec::NBD_CMD_FLAG_PAYLOAD_LEN)
             && raw.length_bytes == StatusPayload::BYTES as u64
@@ -108,7 +111,7 @@ impl Transmission {
             }
             spec::NBD_CMD_BLOCK_STATUS => {
                 let one = raw.has(spec::NBD_CMD_FLAG_REQ_ONE);
-                (Command::BlockStatus { one }, false, self.negotiated.block_status)
+                (Command::BlockStatus { one }, false, !self.negotiated.contexts.is_empty())
             }
             _ => return Err((NbdError::Invalid, "unknown command")),
         };

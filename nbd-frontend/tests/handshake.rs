@@ -51,7 +51,7 @@ fn go_tells_size_flags_and_block_sizes_then_enters() {
     assert_eq!(heard.steps, [Step::Negotiated]);
     let negotiated = session.negotiated().unwrap();
     assert_eq!((negotiated.export_index, &*negotiated.export_name), (1, "coarse"));
-    assert_eq!((negotiated.format, negotiated.block_status), (ReplyFormat::Simple, false));
+    assert_eq!((negotiated.format, negotiated.contexts.len()), (ReplyFormat::Simple, 0));
 }
 
 #[test]
@@ -276,6 +276,35 @@ fn contexts_are_found_by_the_rules_of_their_namespace() {
 }
 
 #[test]
+fn bookmarks_have_contexts_of_their_own() {
+    // Queries, what a listing shows, what a setting selects.
+    type Case<'a> = (&'a [&'a str], &'a [&'a str], &'a [(u32, &'a str)]);
+    let mut session = greeted(3);
+    assert_eq!(kinds(&mut session, 8, b""), [ACK]);
+    let (allocation, monday, tuesday) =
+        ("base:allocation", "holdfast:dirty:monday", "holdfast:dirty:tuesday");
+    let cases: [Case<'_>; 7] = [
+        (&[], &[allocation, monday, tuesday], &[]),
+        (&["holdfast:"], &[monday, tuesday], &[]),
+        (&["holdfast:dirty:"], &[monday, tuesday], &[]),
+        (&[tuesday], &[tuesday], &[(3, tuesday)]),
+        (&[monday, allocation, monday], &[allocation, monday], &[(1, allocation), (2, monday)]),
+        (&["holdfast:dirty:wednesday"], &[], &[]),
+        (&["base:"], &[allocation], &[]),
+    ];
+    let named =
+        |names: &[(u32, &str)]| names.iter().map(|(id, name)| (*id, (*name).to_owned())).collect::<Vec<_>>();
+    for (queries, lists, sets) in cases {
+        let data = meta("frozen", queries);
+        let listed: Vec<_> = lists.iter().map(|name| (0, *name)).collect();
+        assert_eq!(contexts(&mut session, 9, &data), (named(&listed), ACK), "{queries:?}");
+        assert_eq!(contexts(&mut session, 10, &data), (named(sets), ACK), "{queries:?}");
+    }
+    // The export beside it has none of them.
+    assert_eq!(contexts(&mut session, 10, &meta("fine", &[monday])), (vec![], ACK));
+}
+
+#[test]
 fn context_options_are_refused_when_they_should_be() {
     let mut session = greeted(3);
     let good = meta("fine", &["base:allocation", "base:"]);
@@ -312,7 +341,7 @@ fn a_context_lasts_until_the_next_setting_and_for_its_export_only() {
         assert_eq!(kinds(&mut session, 10, &selection), [4, ACK]);
         kinds(&mut session, kind, &data);
         assert_eq!(kinds(&mut session, 7, &info("fine", &[])), [3, 3, ACK]);
-        assert_eq!(session.negotiated().unwrap().block_status, remains, "after option {kind}");
+        assert_eq!(!session.negotiated().unwrap().contexts.is_empty(), remains, "after option {kind}");
     }
 }
 

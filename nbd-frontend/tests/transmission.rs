@@ -3,8 +3,9 @@
 mod support;
 
 use nbd_frontend::{
-    Command, ERROR_BYTES_MAX, ERROR_MESSAGE_BYTES_MAX, EXTENTS_MAX, Extent, NbdError, OK_BYTES_MAX,
-    READ_HEADER_BYTES_MAX, Reject, ReplyFormat, ReplyTag, Request, SessionError, Step,
+    BASE_ALLOCATION_ID, Command, Context, ContextKind, ERROR_BYTES_MAX, ERROR_MESSAGE_BYTES_MAX, EXTENTS_MAX,
+    Extent, NbdError, OK_BYTES_MAX, READ_HEADER_BYTES_MAX, Reject, ReplyFormat, ReplyTag, Request,
+    SessionError, Step,
 };
 use support::{COOKIE, STYLES, Style, entered, feed, hex, request};
 
@@ -430,9 +431,11 @@ fn status_request(one: bool, length_bytes: u64) -> Request {
 }
 
 fn status(format: ReplyFormat, one: bool, length_bytes: u64, extents: &[(u64, bool, bool)]) -> Vec<u8> {
-    let extents = extents.iter().map(|&(length_bytes, hole, zero)| Extent { length_bytes, hole, zero });
+    let extents =
+        extents.iter().map(|&(length_bytes, hole, zero)| Extent::allocation(length_bytes, hole, zero));
+    let context = Context { id: BASE_ALLOCATION_ID, kind: ContextKind::Allocation };
     let mut out = b"before".to_vec();
-    format.encode_block_status(&status_request(one, length_bytes), extents, &mut out);
+    format.encode_block_status(&status_request(one, length_bytes), &context, true, extents, &mut out);
     assert_eq!(&out[..6], b"before");
     out.split_off(6)
 }
@@ -450,6 +453,22 @@ fn block_status_to_the_byte() {
     assert_eq!(status(ReplyFormat::Extended, false, 12288, &extents), hex(&expected.concat()));
     let expected = "67446698 00000016 1122334455667788";
     assert_eq!(status(ReplyFormat::Simple, false, 12288, &extents), hex(expected));
+}
+
+#[test]
+fn what_changed_since_a_bookmark_is_a_chunk_of_its_own() {
+    let dirty = Context { id: 2, kind: ContextKind::Dirty("monday".to_owned()) };
+    let request = status_request(false, 12288);
+    let mut out = Vec::new();
+    ReplyFormat::Structured.encode_block_status(&request, &dirty, false, [], &mut out);
+    let extents = [Extent::change(4096, false), Extent::change(8192, true)];
+    ReplyFormat::Structured.encode_block_status(&request, &dirty, true, extents, &mut out);
+    // Of what nothing is known everything has changed; only the last chunk ends the reply.
+    let expected = [
+        "668e33ef 0000 0005 1122334455667788 0000000c 00000002 00003000 00000001",
+        "668e33ef 0001 0005 1122334455667788 00000014 00000002 00001000 00000000 00002000 00000001",
+    ];
+    assert_eq!(out, hex(&expected.concat()));
 }
 
 /// The descriptors of a structured block status.

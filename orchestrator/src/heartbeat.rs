@@ -5,12 +5,13 @@
 //! magic u32 | version u8 | node u8 | link u8 | 0 u8 | incarnation u64 | process u64 | to u64 | sequence u64 | HMAC-SHA-256
 //! ```
 //!
-//! Little-endian, 72 bytes. `process` is drawn at each start, `to` is the process of the receiver as last heard: what was
-//! recorded before a restart cannot be played to the process after it.
+//! Little-endian, 72 bytes. `process` is drawn at each start, `to` is the process of the receiver if it was heard just now:
+//! what was recorded before a restart cannot be played to the process after it, and a node that hears nobody counts for
+//! no more than one that nobody hears.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
@@ -23,6 +24,7 @@ use orchestrator_core::view::Health;
 use replicator::identity::derive;
 use replicator::options::Secret;
 use ring::hmac;
+use tokio::sync::watch;
 
 use crate::clock::now;
 
@@ -30,6 +32,8 @@ const MAGIC: u32 = 0x4248_4648;
 const VERSION: u8 = 1;
 const BODY_BYTES: usize = 40;
 const PACKET_BYTES: usize = BODY_BYTES + 32;
+/// Patiences for which a node that sends nothing is still told that it is heard.
+const HEARD_FOR: u64 = 2;
 /// How long a receiver sleeps before it looks whether to end.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -39,15 +43,19 @@ pub(crate) struct Options {
     pub(crate) incarnation: u64,
     pub(crate) detection: Detection,
     pub(crate) secret: Secret,
-    /// The addresses of each node, one for each link, and the port. Mine are among them.
-    pub(crate) nodes: BTreeMap<NodeId, (Vec<IpAddr>, u16)>,
+    /// The addresses of each node, one for each link. Mine are among them.
+    pub(crate) nodes: BTreeMap<NodeId, Vec<SocketAddr>>,
+    /// Who wants to know over which link each of the others is best reached.
+    pub(crate) preferred: BTreeMap<NodeId, watch::Sender<usize>>,
 }
 
 /// A node that is watched.
 struct Watched {
     detector: Detector,
-    /// Its process as last heard; 0 if it never was.
+    /// Its process as last heard, and when that was, though it may not have heard this one; 0 if it never was.
     process: u64,
+    at: Instant,
+    preferred: watch::Sender<usize>,
 }
 
 struct Shared {
@@ -83,14 +91,16 @@ impl Heartbeats {
     ///
     /// # Errors
     /// If an address cannot be bound.
-    pub(crate) fn start(options: &Options) -> io::Result<Self> {
+    pub(crate) fn start(mut options: Options) -> io::Result<Self> {
         let began = now();
-        let own =
-            options.nodes.get(&options.me).map(|(links, port)| (links.clone(), *port)).unwrap_or_default();
+        let own = options.nodes.get(&options.me).cloned().unwrap_or_default();
+        let mut preferred = std::mem::take(&mut options.preferred);
         let others = || options.nodes.iter().filter(|(node, _)| **node != options.me);
-        let watched = others().map(|(node, (links, _))| {
-            let links = links.len().min(own.0.len());
-            (*node, Watched { detector: Detector::new(options.detection, links, began), process: 0 })
+        let watched = others().map(|(node, links)| {
+            let links = links.len().min(own.len());
+            let detector = Detector::new(options.detection, links, began);
+            let preferred = preferred.remove(node).unwrap_or_else(|| watch::Sender::new(0));
+            (*node, Watched { detector, process: 0, at: Instant(0), preferred })
         });
         let shared = Arc::new(Shared {
             me: options.me,
@@ -103,12 +113,10 @@ impl Heartbeats {
         });
         let mut running = Self { shared, threads: Vec::new() };
         let mut sending = Vec::new();
-        for (link, address) in own.0.iter().enumerate() {
-            let socket = UdpSocket::bind(SocketAddr::new(*address, own.1))?;
+        for (link, address) in own.iter().enumerate() {
+            let socket = UdpSocket::bind(address)?;
             socket.set_read_timeout(Some(LOOK_INTERVAL))?;
-            let targets = others().filter_map(|(node, (links, port))| {
-                links.get(link).map(|address| (*node, SocketAddr::new(*address, *port)))
-            });
+            let targets = others().filter_map(|(node, links)| Some((*node, *links.get(link)?)));
             sending.push((socket.try_clone()?, targets.collect::<Vec<_>>()));
             let shared = Arc::clone(&running.shared);
             running.spawn("heartbeats-in", move || listen(&shared, &socket, link))?;
@@ -126,6 +134,11 @@ impl Heartbeats {
     /// Says that the deciding part of this process turns.
     pub(crate) fn pulse(&self) {
         self.shared.pulse_ms.store(now().0, Ordering::Relaxed);
+    }
+
+    /// When it last said so.
+    pub(crate) fn pulsed_at(&self) -> Instant {
+        Instant(self.shared.pulse_ms.load(Ordering::Relaxed))
     }
 
     /// Whom this node hears, with the suspicions not yet forgiven.
@@ -158,11 +171,17 @@ fn send(shared: &Shared, links: &[(UdpSocket, Vec<(NodeId, SocketAddr)>)], detec
     let interval = Duration::from_millis(detection.heartbeat_ms);
     let mut sequence = 0;
     while !shared.stop.load(Ordering::Relaxed) {
-        let silent_ms = now().since_ms(Instant(shared.pulse_ms.load(Ordering::Relaxed)));
+        let now = now();
+        let silent_ms = now.since_ms(Instant(shared.pulse_ms.load(Ordering::Relaxed)));
         if silent_ms < detection.suspect_after_ms {
             sequence += 1;
+            // By any heartbeat, also by one that does not count since this node was not heard: or two that have lost each
+            // other would never begin again.
+            let heard_for_ms = HEARD_FOR * detection.suspect_after_ms;
+            let is_heard = |watched: &Watched| now.since_ms(watched.at) < heard_for_ms;
+            let process = |watched: &Watched| if is_heard(watched) { watched.process } else { 0 };
             let processes: BTreeMap<NodeId, u64> =
-                shared.watched().iter().map(|(node, watched)| (*node, watched.process)).collect();
+                shared.watched().iter().map(|(node, watched)| (*node, process(watched))).collect();
             for (link, (socket, targets)) in links.iter().enumerate() {
                 for (node, address) in targets {
                     let beat = Beat {
@@ -192,10 +211,13 @@ fn listen(shared: &Shared, socket: &UdpSocket, link: usize) {
         }
         let mut watched = shared.watched();
         let Some(node) = watched.get_mut(&beat.node) else { continue };
-        node.process = beat.process;
+        let now = now();
+        (node.process, node.at) = (beat.process, now);
         // One that does not know this process was perhaps sent to the one before it.
         if beat.to == shared.process {
-            node.detector.heard(link, beat.process, beat.sequence, now());
+            node.detector.heard(link, beat.process, beat.sequence, now);
+            let preferred = node.detector.preferred();
+            node.preferred.send_if_modified(|known| std::mem::replace(known, preferred) != preferred);
         }
     }
 }

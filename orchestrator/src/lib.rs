@@ -1,17 +1,22 @@
 //! The orchestrator's shell: consensus, transport, heartbeats, the link to the replicator, control. It decides nothing:
 //! decisions are `orchestrator-core`'s.
 
+mod api;
 mod clock;
 mod consensus;
 pub mod control;
 pub mod fence;
+mod happening;
 mod heartbeat;
+mod hook;
 mod leases;
 mod link;
 mod mind;
 mod node;
 mod options;
 mod power;
+mod process;
+pub mod stack;
 mod transport;
 mod watchdog;
 
@@ -24,9 +29,9 @@ use tokio::sync::watch;
 pub use consensus::StartError;
 pub use consensus::wal::WalError;
 pub use link::{ControlLink, Link, LinkError};
-pub use mind::Event;
+pub use mind::{Event, EventKind};
 pub use node::RunError;
-pub use options::{Options, OptionsError};
+pub use options::{Options, OptionsError, worst};
 
 /// Runs one node's orchestrator until `stop` says so; `ready` is called when it takes part.
 ///
@@ -44,8 +49,10 @@ pub fn run(
         let listener = UnixListener::from_std(listener)?;
         let orchestrator = node::Orchestrator::start(options, link).await?;
         tokio::spawn(control::serve(listener, Arc::clone(&orchestrator)));
+        let api = api::start(&orchestrator)?;
         ready();
         orchestrator.run(stop).await;
+        drop(api);
         Ok(())
     });
     // A step that waits for the replicator must not keep the process from ending.

@@ -112,7 +112,7 @@ impl ControlLink {
     }
 
     fn replica(&self, report: &ReplicaReport) -> Replica {
-        let following = report.peers.iter().filter(|peer| is_following(&peer.connection));
+        let following = report.peers.iter().filter(|peer| peer.answers && is_following(&peer.connection));
         let head = position(&report.head);
         Replica {
             role: match report.role.as_str() {

@@ -6,14 +6,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use orchestrator_core::decide::{Awaited, Local, Note, Seal, StepKind};
+use orchestrator_core::policy::Policy;
 use orchestrator_core::power::{NodePower, Off};
 use orchestrator_core::record::{Order, Record};
+use orchestrator_core::stack::StackView;
 use orchestrator_core::state::State;
 use orchestrator_core::units::{BootId, Instant, NodeId, VolumeId};
 use orchestrator_core::view::{Health, Machine, NodeView, Report, View};
 use serde::{Deserialize, Serialize};
 
 use crate::consensus::Leadership;
+use crate::consensus::machine::Applied;
+use crate::happening::Watch;
+use crate::stack::Running;
 use crate::transport::message::ReportRequest;
 
 /// Happenings remembered for people.
@@ -22,14 +27,49 @@ const EVENTS_MAX: usize = 200;
 const REPORT_AGE_MAX_MS: u64 = 2_000;
 /// How long a replica that did not give its promise is done without, before it is asked again.
 const UNSEALED_FOR_MS: u64 = 2_000;
+/// The least time between two attempts of a leader to give that to another.
+const HAND_OVER_EVERY_MS: u64 = 5_000;
 
-/// Something that happened here.
+/// Something that happened, as this node saw it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
+    /// Counts from 1 since this process began.
+    pub number: u64,
+    /// What kind of thing it is.
+    pub kind: EventKind,
+    /// The volume or the node that it is about, if it is about one.
+    pub about: Option<String>,
     /// When, in milliseconds since 1970.
     pub at_unix_ms: u64,
     /// What.
     pub text: String,
+}
+
+/// What kind of thing has happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EventKind {
+    /// Something was agreed on.
+    Decision,
+    /// Somebody else leads, or nobody.
+    Leader,
+    /// A node is heard or is not heard any more.
+    Node,
+    /// This node does something, or has tried to.
+    Step,
+}
+
+impl EventKind {
+    /// Its word in everything that programs read.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Decision => "decision",
+            Self::Leader => "leader",
+            Self::Node => "node",
+            Self::Step => "step",
+        }
+    }
 }
 
 /// What a node said of itself last.
@@ -47,6 +87,12 @@ pub(crate) struct Mind {
     /// The election this is about; another one, and everything about being leader begins anew.
     term: u64,
     leader_since: Option<Instant>,
+    /// Who was last seen to lead, for people.
+    leader: Option<NodeId>,
+    /// The others that this node heard at its last look, and those that it did not.
+    heard: BTreeMap<NodeId, bool>,
+    /// When it was last tried to have another lead.
+    handed_over_at: Instant,
     reports: BTreeMap<NodeId, Reported>,
     grants: BTreeMap<(VolumeId, NodeId), Instant>,
     /// Records on which a change of the primary was decided that may yet come to be: no lease is granted while the record
@@ -72,11 +118,19 @@ pub(crate) struct Mind {
     pub(crate) machine: Machine,
     /// Nodes that something waits for to be off.
     pub(crate) awaited: Awaited,
+    /// The stacks here, by name.
+    pub(crate) stacks: BTreeMap<String, Running>,
     /// Evidence that nodes are off which this leader has taken note of.
     known_off: BTreeMap<NodeId, Off>,
     /// Orders to switch nodes off that are carried out here, and whether each is still wanted.
     orders: BTreeMap<u64, Arc<AtomicBool>>,
     events: VecDeque<Event>,
+    /// Number of the newest event, for those who wait for it.
+    newest: tokio::sync::watch::Sender<u64>,
+    /// What others want to know.
+    pub(crate) watch: Watch,
+    /// Decisions up to this one were told, or were made before this process knew what is agreed on.
+    decisions_told: u64,
 }
 
 impl Mind {
@@ -86,11 +140,13 @@ impl Mind {
         Self { machine, local: Local { leases, ..Local::default() }, ..Self::default() }
     }
 
-    /// Takes note of who leads. Says whether something about it has changed.
+    /// Takes note of who leads. Says whether it is another.
     pub(crate) fn note_leadership(&mut self, leadership: Leadership, now: Instant) -> bool {
         let leads = leadership.is_me;
+        let is_other = leadership.leader.is_some() && leadership.leader != self.leader;
+        self.leader = leadership.leader.or(self.leader);
         if leadership.term == self.term && leads == self.leader_since.is_some() {
-            return false;
+            return is_other;
         }
         self.term = leadership.term;
         self.leader_since = leads.then_some(now);
@@ -101,7 +157,17 @@ impl Mind {
         self.notes.clear();
         self.awaited = Awaited::default();
         self.known_off.clear();
-        true
+        is_other
+    }
+
+    /// Takes note of who is heard. Gives back those for whom that is another than before.
+    pub(crate) fn note_health(&mut self, health: &BTreeMap<NodeId, (Health, u32)>) -> Vec<(NodeId, bool)> {
+        let now = health.iter().map(|(node, (health, _))| (*node, health.is_heard()));
+        let changed =
+            now.filter(|(node, is_heard)| self.heard.get(node).copied().unwrap_or(false) != *is_heard);
+        let changed: Vec<(NodeId, bool)> = changed.collect();
+        self.heard.extend(changed.iter().copied());
+        changed
     }
 
     /// Whether this node leads, in the very election that is given.
@@ -122,9 +188,33 @@ impl Mind {
         true
     }
 
+    /// Whether a report says something else than what its node said before.
+    pub(crate) fn is_news(&self, from: NodeId, report: &Report) -> bool {
+        self.reports.get(&from).is_none_or(|reported| reported.report != *report)
+    }
+
+    /// Whether it may be tried now to have another node lead: once in a while.
+    pub(crate) fn may_hand_over(&mut self, now: Instant) -> bool {
+        let may = now.since_ms(self.handed_over_at) >= HAND_OVER_EVERY_MS;
+        if may {
+            self.handed_over_at = now;
+        }
+        may
+    }
+
+    /// The voter that a node says it is.
+    pub(crate) fn voter_of(&self, node: NodeId) -> Option<u64> {
+        self.reports.get(&node).map(|reported| reported.voter)
+    }
+
     /// The voters that nodes say they are.
     pub(crate) fn reported_voters(&self) -> impl Iterator<Item = u64> {
         self.reports.values().map(|reported| reported.voter)
+    }
+
+    /// What other nodes said of their stacks; nothing where this one does not lead.
+    pub(crate) fn reported_stacks(&self) -> BTreeMap<NodeId, &BTreeMap<String, StackView>> {
+        self.reports.iter().map(|(node, reported)| (*node, &reported.report.stacks)).collect()
     }
 
     /// The cluster as this leader sees it; `None` if it does not lead.
@@ -232,21 +322,58 @@ impl Mind {
         self.busy.remove(&(volume, step));
     }
 
-    /// Remembers something for people, unless it was the last thing that happened.
+    /// Remembers what this node does, unless it was the last thing that happened.
     pub(crate) fn remember(&mut self, text: String) {
+        self.happen(EventKind::Step, None, text);
+    }
+
+    /// Takes note of what was agreed on since the last time. What was decided before this process knew what is agreed on is
+    /// history, and nothing that happens.
+    pub(crate) fn note_decisions(&mut self, applied: &Applied, policy: &Policy) {
+        let history = &applied.state.history;
+        if self.told.is_none_or(|told| applied.index < told) {
+            self.decisions_told = history.count();
+            self.watch.know(&applied.state);
+            return;
+        }
+        let told = self.decisions_told;
+        for decided in history.iter().filter(|decided| decided.number > told) {
+            let about =
+                decided.volume().and_then(|volume| policy.volume(volume)).map(|volume| volume.name.clone());
+            let about = about.or_else(|| decided.node().map(|node| policy.node_name(node)));
+            let text = format!("decided: {}, since {}", decided.text(policy), decided.entry.reason);
+            self.happen(EventKind::Decision, about, text);
+            self.watch.decided(decided, policy);
+        }
+        self.decisions_told = history.count();
+    }
+
+    /// Remembers something for people and programs, unless it was the last thing that happened.
+    pub(crate) fn happen(&mut self, kind: EventKind, about: Option<String>, text: String) {
         if self.events.back().is_some_and(|last| last.text == text) {
             return;
         }
         eprintln!("{text}");
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        let at_unix_ms = since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
+        let at_unix_ms = crate::power::unix_ms();
         if self.events.len() == EVENTS_MAX {
             self.events.pop_front();
         }
-        self.events.push_back(Event { at_unix_ms, text });
+        let number = *self.newest.borrow() + 1;
+        self.events.push_back(Event { number, kind, about, at_unix_ms, text });
+        self.newest.send_replace(number);
     }
 
     pub(crate) fn events(&self) -> Vec<Event> {
         self.events.iter().cloned().collect()
+    }
+
+    /// What happened after the event of that number, as far as it is remembered.
+    pub(crate) fn events_after(&self, number: u64) -> Vec<Event> {
+        self.events.iter().filter(|event| event.number > number).cloned().collect()
+    }
+
+    /// The number of the newest event, and word of each newer one.
+    pub(crate) fn newest(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.newest.subscribe()
     }
 }

@@ -35,7 +35,8 @@ impl Orchestrator {
     /// watchdog is configured and not armed.
     pub(crate) fn watch_over(&self, mind: &mut Mind, steps: Vec<Step>) -> Vec<Step> {
         let applied = self.consensus.applied();
-        let fed_until = decide::fed_until(&applied.state, self.options.me, &mind.local);
+        let (occupied, _) = crate::stack::report(&self.options.policy, &mind.stacks);
+        let fed_until = decide::fed_until(&applied.state, self.options.me, &mind.local, &occupied);
         let promotes = |step: &Step| matches!(step.kind, StepKind::Open(_));
         let mut watchdog = self.watchdog.lock().expect("nobody panics with the watchdog in hand");
         let mut is_safe = true;
@@ -61,8 +62,11 @@ impl Orchestrator {
 
     /// The process ends in order.
     pub(crate) fn stop_watchdog(&self) {
-        let fed_until =
-            decide::fed_until(&self.consensus.applied().state, self.options.me, &self.mind().local);
+        let applied = self.consensus.applied();
+        let mind = self.mind();
+        let (occupied, _) = crate::stack::report(&self.options.policy, &mind.stacks);
+        let fed_until = decide::fed_until(&applied.state, self.options.me, &mind.local, &occupied);
+        drop(mind);
         let mut watchdog = self.watchdog.lock().expect("nobody panics with the watchdog in hand");
         if let Some(watchdog) = watchdog.as_mut() {
             watchdog.stop(fed_until == Instant(u64::MAX));
@@ -99,7 +103,10 @@ impl Orchestrator {
             let at_unix_ms = unix_ms();
             let change = PowerChange::Fenced { number, outcome, at_unix_ms };
             while is_wanted.load(std::sync::atomic::Ordering::Relaxed) {
-                match this.command(Command::Power { node, change: change.clone() }).await {
+                match this
+                    .command(Command::Power { node, change: change.clone() }, "its agents were run")
+                    .await
+                {
                     Ok(()) => return,
                     Err(why) => {
                         this.mind().remember(format!("what came of {name} is not agreed on yet: {why}"));

@@ -43,5 +43,23 @@ pub(crate) fn pin() -> Pinned {
             io::Error::from(error)
         ));
     }
+    if let Err(error) = spare_from_oom_killer() {
+        pinned.warnings.push(format!(
+            "the kernel may choose this process when it must kill one for memory: {error}; give it CAP_SYS_RESOURCE"
+        ));
+    }
     pinned
+}
+
+/// Has the kernel choose another process when it must kill one for memory, unless somebody has seen to that already:
+/// what is dirty above this one could never be written after its end, so killing it would free nothing.
+///
+/// # Errors
+/// Without the right to do so.
+pub fn spare_from_oom_killer() -> std::io::Result<()> {
+    const PATH: &str = "/proc/self/oom_score_adj";
+    if std::fs::read_to_string(PATH)?.starts_with('-') {
+        return Ok(());
+    }
+    std::fs::write(PATH, "-900")
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use replicator_core::chain;
 use replicator_core::config::Protocol;
-use replicator_core::disk::layout::{Layout, SUPERBLOCK_AT, SUPERBLOCK_BYTES};
+use replicator_core::disk::layout::{Layout, SUPERBLOCK_AT, SUPERBLOCK_BYTES, map_bytes_of};
 use replicator_core::disk::superblock::{self, DiskState, LogPoint, Record, Superblock};
 use replicator_core::event::Errno;
 use replicator_core::units::NodeSet;
@@ -67,7 +67,7 @@ fn make(
         Kind::File { .. } => options.journal_bytes,
         Kind::Block => journal.size_bytes(),
     };
-    let layout = Layout::new(options.size_bytes, journal_bytes)?;
+    let layout = Layout::with(options.size_bytes, journal_bytes, options.checksums)?;
     check_journal(&journal, &options.names(), force)?;
     check_disk(&disk, options.size_bytes, force)?;
 
@@ -159,6 +159,7 @@ fn fresh_superblock(
         node: options.core.node,
         replica,
         volume_bytes: options.size_bytes,
+        map_bytes: map_bytes_of(options.size_bytes),
         journal_bytes,
         block_bytes: options.block_bytes,
         window_bytes: options.core.arena_bytes as u64,
@@ -171,12 +172,14 @@ fn fresh_superblock(
         tail: beginning,
         applied_through: beginning,
         export_generation: 1,
+        sums: options.checksums,
+        bookmark_room: true,
         ..Superblock::default()
     })
 }
 
 /// Makes the name of a new file durable.
-fn sync_directory(path: &Path) -> io::Result<()> {
+pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::File::open(parent)?.sync_all()
 }

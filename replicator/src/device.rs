@@ -49,6 +49,18 @@ pub(crate) struct Device {
     direct: bool,
 }
 
+/// Has `file` hold `bytes`, durably, if it is a regular file that holds fewer; says how many it holds.
+pub(crate) fn grow(file: BorrowedFd<'_>, bytes: u64) -> Result<u64, Errno> {
+    let stat = rustix::fs::fstat(file).map_err(errno)?;
+    let has = rustix::fs::seek(file, SeekFrom::End(0)).map_err(errno)?;
+    if has >= bytes || FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Ok(has);
+    }
+    rustix::fs::ftruncate(file, bytes).map_err(errno)?;
+    rustix::fs::fsync(file).map_err(errno)?;
+    Ok(bytes)
+}
+
 impl Device {
     /// Opens and locks what is there.
     pub(crate) fn open(path: &Path, purpose: Purpose) -> Result<Self, DeviceError> {

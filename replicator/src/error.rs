@@ -146,14 +146,6 @@ pub enum IdentityError {
         /// What it had.
         recorded_bytes: u64,
     },
-    /// The configured size is another one.
-    #[error("the volume has {recorded_bytes} bytes, the configuration says {configured_bytes}")]
-    Size {
-        /// What the journal says.
-        recorded_bytes: u64,
-        /// What the configuration says.
-        configured_bytes: u64,
-    },
     /// The configured block size is another one.
     #[error("the volume has blocks of {recorded_bytes} bytes, the configuration says {configured_bytes}")]
     Block {
@@ -213,6 +205,17 @@ pub enum StartError {
         path: PathBuf,
         /// What is wrong with its superblock.
         error: SuperblockError,
+    },
+    /// The journal was moved.
+    #[error(
+        "{path}: this journal was moved to {}: write that as `journal` into the configuration; if the move was cut off, call \
+         `holdfast move-journal` again with the same words", .to.display()
+    )]
+    Moved {
+        /// Where it was.
+        path: PathBuf,
+        /// Where it is.
+        to: PathBuf,
     },
     /// Disk, journal and configuration do not go together.
     #[error("volume {volume}, {path}: {error}")]
@@ -340,6 +343,83 @@ pub enum CreateError {
     /// Sizes do not go together.
     #[error(transparent)]
     Layout(#[from] LayoutError),
+    /// The system refused something.
+    #[error("{path}: cannot {action}: {source}")]
+    System {
+        /// Where.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Why a journal is not moved. The replica is where it was, unless it is a `System` error on the way: then it is moved by
+/// the same call again.
+#[derive(Debug, Error)]
+pub enum MoveError {
+    /// A device cannot be opened.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The path of the new place is no text, or too long.
+    #[error("{path}: the path of a journal is text of at most {limit} bytes")]
+    Path {
+        /// Which.
+        path: PathBuf,
+        /// How long it may be.
+        limit: usize,
+    },
+    /// There is no replica in the journal.
+    #[error("{path} holds no replica ({error}): there is nothing to move")]
+    NoReplica {
+        /// The journal.
+        path: PathBuf,
+        /// What is wrong with its superblock.
+        error: SuperblockError,
+    },
+    /// It is another replica's.
+    #[error("{path} is not the journal of volume {volume} on node {node}: see `holdfast inspect`")]
+    Other {
+        /// The journal.
+        path: PathBuf,
+        /// Which volume was meant.
+        volume: String,
+        /// Which node.
+        node: String,
+    },
+    /// It is on its way to another place.
+    #[error("{path} is being moved to {}, and that was cut off: name that place again", .to.display())]
+    Elsewhere {
+        /// The journal.
+        path: PathBuf,
+        /// Where it goes.
+        to: PathBuf,
+    },
+    /// It is moved already.
+    #[error("{path} was moved to {} already: write that as `journal` into the configuration", .to.display())]
+    Over {
+        /// Where it was.
+        path: PathBuf,
+        /// Where it is.
+        to: PathBuf,
+    },
+    /// The new place is too small.
+    #[error("{path} has {found_bytes} bytes, the journal has {journal_bytes}")]
+    Small {
+        /// Where.
+        path: PathBuf,
+        /// What it has.
+        found_bytes: u64,
+        /// What is needed.
+        journal_bytes: u64,
+    },
+    /// There are bytes that may be somebody's.
+    #[error("{path} is not empty; --force overwrites what is there")]
+    NotEmpty {
+        /// Where.
+        path: PathBuf,
+    },
     /// The system refused something.
     #[error("{path}: cannot {action}: {source}")]
     System {

@@ -11,7 +11,10 @@ use crate::driver::inbox::Inbox;
 use crate::driver::outbox::Outbox;
 use crate::driver::slab::Key;
 use crate::driver::{BRANCH, FROZEN, Op};
+use crate::latency::Kind;
 use crate::ring::{FileId, Ring};
+use crate::secure::Secure;
+use crate::session::SessionError;
 
 /// Bytes of a connection's receive buffer.
 pub(crate) const INBOX_BYTES: usize = 256 << 10;
@@ -41,6 +44,8 @@ pub(crate) enum Stage {
     Payload(Payload),
     /// A request that waits for memory.
     Blocked(Request),
+    /// Once the answer to that has left, all else is in TLS.
+    Securing,
     /// A payload that nobody wants; then the request is rejected.
     Drain { left: u64, reject: Reject },
 }
@@ -115,6 +120,8 @@ pub(crate) struct Client {
     pub(crate) file: FileId,
     pub(crate) inbox: Inbox,
     pub(crate) outbox: Outbox<Buffer>,
+    /// What everything goes through, once the client has asked for it.
+    pub(crate) secure: Option<Secure>,
     pub(crate) stage: Stage,
     pub(crate) life: Life,
     /// Requests under way.
@@ -134,7 +141,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub(crate) fn new(ring: &mut Ring<Op>, file: FileId, now: Instant) -> io::Result<Self> {
+    pub(crate) fn new(ring: &mut Ring<Op>, file: FileId, session: Session, now: Instant) -> io::Result<Self> {
         let inbox = Inbox::new(ring, INBOX_BYTES)?;
         let outbox = match Outbox::new(ring, OUTBOX_BYTES) {
             Ok(outbox) => outbox,
@@ -144,13 +151,14 @@ impl Client {
             }
         };
         Ok(Self {
-            session: Session::new(),
+            session,
             format: ReplyFormat::Simple,
             is_negotiated: false,
             choice: Choice::Volume,
             file,
             inbox,
             outbox,
+            secure: None,
             stage: Stage::Header,
             life: Life::Open,
             operations: 0,
@@ -194,7 +202,72 @@ impl Client {
 
     /// Whether the kernel has no operation of this connection any more.
     pub(crate) fn is_quiet(&self) -> bool {
-        !self.inbox.is_receiving() && !self.outbox.is_sending()
+        !self.is_receiving() && !self.outbox.is_sending()
+    }
+
+    /// Whether a receive is in flight.
+    pub(crate) fn is_receiving(&self) -> bool {
+        self.inbox.is_receiving() || self.secure.as_ref().is_some_and(Secure::is_receiving)
+    }
+
+    /// Whether nothing waits to be sent, nor is being sent.
+    pub(crate) fn has_said_all(&self) -> bool {
+        self.outbox.is_empty() && !self.has_tls_to_say()
+    }
+
+    /// Whether TLS itself has something to send.
+    pub(crate) fn has_tls_to_say(&self) -> bool {
+        self.secure.as_ref().is_some_and(|secure| secure.session.has_to_say())
+    }
+
+    /// Whether the ends still prove to each other who they are.
+    pub(crate) fn is_securing(&self) -> bool {
+        self.secure.as_ref().is_some_and(|secure| !secure.session.is_open())
+    }
+
+    /// Receives more, unless that is under way.
+    pub(crate) fn receive(&mut self, ring: &mut Ring<Op>, tag: Op) {
+        match &mut self.secure {
+            Some(secure) => secure.receive(ring, tag, self.file),
+            None => self.inbox.receive(ring, tag, self.file),
+        }
+    }
+
+    /// A receive into the inbox is done.
+    pub(crate) fn received(&mut self, ring: &mut Ring<Op>, count: usize) -> Result<(), SessionError> {
+        match &mut self.secure {
+            Some(secure) => secure.received(ring, count, &mut self.inbox),
+            None => {
+                self.inbox.received(count);
+                Ok(())
+            }
+        }
+    }
+
+    /// A receive has failed, nothing more comes, or it was a direct one.
+    pub(crate) fn received_nothing(&mut self) {
+        match &mut self.secure {
+            Some(secure) => secure.received_nothing(),
+            None => self.inbox.received(0),
+        }
+    }
+
+    /// Sends what waits, unless a send is in flight.
+    pub(crate) fn start(&mut self, ring: &mut Ring<Op>, tag: Op) {
+        match &mut self.secure {
+            Some(secure) => secure.start(ring, tag, self.file, &mut self.outbox),
+            None => self.outbox.start(ring, tag, self.file),
+        }
+    }
+
+    /// Gives its memory and its file back; nothing is in flight. What had not left comes back.
+    pub(crate) fn release(self, ring: &mut Ring<Op>) -> impl Iterator<Item = Buffer> + use<> {
+        if let Some(secure) = self.secure {
+            secure.release(ring);
+        }
+        self.inbox.release(ring);
+        ring.remove_file(self.file);
+        self.outbox.release(ring)
     }
 }
 
@@ -203,6 +276,9 @@ impl Client {
 pub(crate) struct Operation {
     /// Whose; it may be gone.
     pub(crate) client: Key,
+    /// What it is, and when it was read.
+    pub(crate) kind: Kind,
+    pub(crate) began: Instant,
     /// What the reply repeats.
     pub(crate) tag: ReplyTag,
     /// Pieces handed to the machine and not completed.

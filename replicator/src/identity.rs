@@ -28,7 +28,7 @@ const SALT: &[u8] = b"holdfast cluster 1";
 /// Why there is no identity.
 #[derive(Debug, Error)]
 #[error("cannot make this node's certificate: {0}")]
-pub struct CertificateError(String);
+pub struct CertificateError(pub(crate) String);
 
 /// How this node proves itself and checks others.
 #[derive(Clone)]
@@ -103,7 +103,7 @@ impl Identity {
 }
 
 /// The ciphers, the one that costs the least first.
-fn provider() -> CryptoProvider {
+pub(crate) fn provider() -> CryptoProvider {
     let cipher_suites = vec![
         cipher_suite::TLS13_AES_128_GCM_SHA256,
         cipher_suite::TLS13_AES_256_GCM_SHA384,
@@ -112,12 +112,16 @@ fn provider() -> CryptoProvider {
     CryptoProvider { cipher_suites, ..default_provider() }
 }
 
+/// The PKCS#8 of the Ed25519 key with this seed.
+pub(crate) fn pkcs8_of(seed: [u8; 32]) -> Vec<u8> {
+    [&PKCS8_ED25519[..], &seed].concat()
+}
+
 type Certificates = (CertificateDer<'static>, Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
 fn make_certificates(secret: &Secret, incarnation: u64, node: u8) -> Result<Certificates, rcgen::Error> {
-    let mut pkcs8 = PKCS8_ED25519.to_vec();
-    pkcs8.extend_from_slice(&derive(secret, b"authority"));
-    let key = KeyPair::from_pkcs8_der_and_sign_algo(&PrivatePkcs8KeyDer::from(pkcs8), &PKCS_ED25519)?;
+    let key = PrivatePkcs8KeyDer::from(pkcs8_of(derive(secret, b"authority")));
+    let key = KeyPair::from_pkcs8_der_and_sign_algo(&key, &PKCS_ED25519)?;
     let mut params = CertificateParams::new(Vec::new())?;
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];

@@ -171,7 +171,7 @@ pub fn inspect(path: &Path, frames_max: usize) -> Result<Inspection, InspectErro
         end: FramesEnd::NoSuperblock,
     };
     if let Some(superblock) = current.and_then(|index| copies[index].ok()) {
-        let layout = Layout::new(superblock.volume_bytes, superblock.journal_bytes);
+        let layout = superblock.layout();
         inspection.layout = Some(layout);
         if let Ok(layout) = layout {
             let log_end = log_end(file.as_fd(), &superblock);

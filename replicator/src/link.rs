@@ -10,11 +10,10 @@ use replicator_core::wire::envelope::Envelope;
 use crate::auth::Handshake;
 use crate::driver::Op;
 use crate::driver::inbox::Inbox;
-use crate::driver::inbox::sealed::SealedInbox;
 use crate::driver::outbox::Outbox;
-use crate::driver::outbox::sealed::Sealing;
 use crate::ring::{FileId, Ring};
-use crate::session::{Session, SessionError};
+use crate::secure::Secure;
+use crate::session::SessionError;
 
 /// Bytes of a link's receive buffer: many small frames, or the beginning of a large one.
 pub(crate) const INBOX_BYTES: usize = 256 << 10;
@@ -54,26 +53,6 @@ pub(crate) struct Incoming {
     pub(crate) filled: usize,
     /// The receive in flight goes straight into the buffer.
     pub(crate) is_direct: bool,
-}
-
-/// TLS on a connection.
-pub(crate) struct Secure {
-    pub(crate) session: Session,
-    came: SealedInbox,
-    sealing: Sealing,
-}
-
-impl Secure {
-    pub(crate) fn new(ring: &mut Ring<Op>, session: Session) -> io::Result<Self> {
-        let came = SealedInbox::new(ring)?;
-        match Sealing::new(ring) {
-            Ok(sealing) => Ok(Self { session, came, sealing }),
-            Err(error) => {
-                came.release(ring);
-                Err(error)
-            }
-        }
-    }
 }
 
 /// One connection to a peer.
@@ -160,7 +139,7 @@ impl Link {
 
     /// Whether a receive is in flight.
     pub(crate) fn is_receiving(&self) -> bool {
-        self.inbox.is_receiving() || self.secure.as_ref().is_some_and(|secure| secure.came.is_receiving())
+        self.inbox.is_receiving() || self.secure.as_ref().is_some_and(Secure::is_receiving)
     }
 
     /// Whether nothing waits to be sent, nor is being sent.
@@ -171,7 +150,7 @@ impl Link {
     /// Receives more, unless that is under way.
     pub(crate) fn receive(&mut self, ring: &mut Ring<Op>, tag: Op) {
         match &mut self.secure {
-            Some(secure) => secure.came.receive(ring, tag, self.file),
+            Some(secure) => secure.receive(ring, tag, self.file),
             None => self.inbox.receive(ring, tag, self.file),
         }
     }
@@ -179,10 +158,7 @@ impl Link {
     /// A receive into the inbox is done. In TLS there may be something to say after it.
     pub(crate) fn received(&mut self, ring: &mut Ring<Op>, count: usize) -> Result<(), SessionError> {
         match &mut self.secure {
-            Some(secure) => {
-                secure.came.received(count);
-                secure.came.open(ring, &mut secure.session, &mut self.inbox)
-            }
+            Some(secure) => secure.received(ring, count, &mut self.inbox),
             None => {
                 self.inbox.received(count);
                 Ok(())
@@ -193,7 +169,7 @@ impl Link {
     /// A receive has failed, or nothing more comes.
     pub(crate) fn received_nothing(&mut self) {
         match &mut self.secure {
-            Some(secure) => secure.came.received(0),
+            Some(secure) => secure.received_nothing(),
             None => self.inbox.received(0),
         }
     }
@@ -201,9 +177,7 @@ impl Link {
     /// Sends what waits, unless a send is in flight.
     pub(crate) fn start(&mut self, ring: &mut Ring<Op>, tag: Op) {
         match &mut self.secure {
-            Some(Secure { session, sealing, .. }) => {
-                self.outbox.start_sealed(ring, tag, self.file, session, sealing);
-            }
+            Some(secure) => secure.start(ring, tag, self.file, &mut self.outbox),
             None => self.outbox.start(ring, tag, self.file),
         }
     }
@@ -211,9 +185,7 @@ impl Link {
     /// A send is done with `count` bytes: sends the rest, or releases what may be.
     pub(crate) fn sent(&mut self, ring: &mut Ring<Op>, tag: Op, count: usize) -> Drain<'_, Token> {
         match &mut self.secure {
-            Some(Secure { session, sealing, .. }) => {
-                self.outbox.sent_sealed(ring, tag, self.file, count, session, sealing)
-            }
+            Some(secure) => secure.sent(ring, tag, self.file, count, &mut self.outbox),
             None => self.outbox.sent(ring, tag, self.file, count),
         }
     }
@@ -223,8 +195,7 @@ impl Link {
         drop(self.outbox.release(ring));
         self.inbox.release(ring);
         if let Some(secure) = self.secure {
-            secure.came.release(ring);
-            secure.sealing.release(ring);
+            secure.release(ring);
         }
         ring.remove_file(self.file);
     }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use replicator_core::config::Config;
+use replicator_core::config::{Config, PeerConfig};
 use replicator_core::units::NodeId;
 
 use crate::names::NodeNames;
@@ -73,6 +73,8 @@ pub struct VolumeOptions {
     pub journal_bytes: u64,
     /// Whether disk and journal are opened with `O_DIRECT`.
     pub direct_io: DirectIo,
+    /// Whether a replica that is made keeps checksums of its blocks at rest; one that is there is as it was made.
+    pub checksums: bool,
     /// Where this replica listens for its peers.
     pub listen: SocketAddr,
     /// Where the peers listen.
@@ -85,6 +87,10 @@ pub struct VolumeOptions {
     pub nbd_unix: Option<PathBuf>,
     /// TCP address for NBD clients.
     pub nbd_tcp: Option<SocketAddr>,
+    /// Whether NBD clients over TCP must speak TLS, and have a certificate.
+    pub nbd_tls: bool,
+    /// Names and addresses by which NBD clients find this replica.
+    pub nbd_names: Vec<String>,
     /// NBD connections at one time.
     pub nbd_connections_max: u32,
     /// Flags of the ring.
@@ -96,6 +102,70 @@ pub struct VolumeOptions {
 }
 
 impl VolumeOptions {
+    /// The keys whose values differ in `new`, other than the size and which replicas there are.
+    #[must_use]
+    pub fn changed_keys(&self, new: &Self) -> Vec<String> {
+        let (a, b) = (&self.core, &new.core);
+        let keys = [
+            ("uuid", a.volume == b.volume),
+            ("id", a.node == b.node),
+            ("incarnation", a.incarnation == b.incarnation),
+            ("on-peer-loss", a.on_peer_loss == b.on_peer_loss),
+            ("orchestrator", a.managed == b.managed),
+            ("buffer-memory", a.arena_bytes == b.arena_bytes),
+            ("frames-in-flight", a.frames_in_flight_max == b.frames_in_flight_max),
+            ("sync-interval", a.sync_interval_ms == b.sync_interval_ms),
+            ("ping-interval", a.ping_interval_ms == b.ping_interval_ms),
+            ("peer-timeout", a.peer_timeout_ms == b.peer_timeout_ms),
+            ("disk-timeout", a.disk_timeout_ms == b.disk_timeout_ms),
+            ("checksum-memory", a.sum_pages_max == b.sum_pages_max),
+            ("scrub-interval", a.scrub_interval_ms == b.scrub_interval_ms),
+            ("send-window", a.send_window_bytes == b.send_window_bytes),
+            ("checkpoint", a.checkpoint_bytes == b.checkpoint_bytes || self.has_other_sizes(new)),
+            ("block-size", self.block_bytes == new.block_bytes),
+            ("disk", self.disk == new.disk),
+            ("journal", self.journal == new.journal),
+            ("branches", self.branches == new.branches),
+            ("direct-io", self.direct_io == new.direct_io),
+            ("port", self.listen == new.listen),
+            ("secret", self.secret == new.secret),
+            ("tls", self.tls == new.tls),
+            ("nbd-socket", self.nbd_unix == new.nbd_unix),
+            ("nbd-listen", self.nbd_tcp == new.nbd_tcp),
+            ("nbd-tls", self.nbd_tls == new.nbd_tls),
+            ("nbd-connections", self.nbd_connections_max == new.nbd_connections_max),
+            ("ring", self.ring == new.ring),
+            ("busy-poll-us", self.busy_poll == new.busy_poll),
+            ("lock-memory", self.lock_memory == new.lock_memory),
+        ];
+        let own = keys.into_iter().filter(|(_, is_same)| !is_same).map(|(key, _)| format!("`{key}`"));
+        own.chain(self.changed_peers(new)).collect()
+    }
+
+    /// Whether what is made has another size: the default of some keys follows from that, and nothing that runs does.
+    fn has_other_sizes(&self, new: &Self) -> bool {
+        (self.size_bytes, self.journal_bytes, self.checksums)
+            != (new.size_bytes, new.journal_bytes, new.checksums)
+    }
+
+    /// What differs in replicas that are in both.
+    fn changed_peers(&self, new: &Self) -> Vec<String> {
+        let mut changed = Vec::new();
+        for peer in &self.peers {
+            let Some(other) = new.peers.iter().find(|other| other.node == peer.node) else { continue };
+            if other != peer {
+                changed.push(format!("name, address or port of {}", peer.name));
+            }
+        }
+        for peer in &self.core.peers {
+            let is_other = |other: &&PeerConfig| other.node == peer.node && other.protocol != peer.protocol;
+            if new.core.peers.iter().any(|other| is_other(&other)) {
+                changed.push(format!("`protocol` of {}", self.names().of(peer.node)));
+            }
+        }
+        changed
+    }
+
     /// The names of this node and its peers.
     #[must_use]
     pub fn names(&self) -> NodeNames {

@@ -1,11 +1,14 @@
-//! TLS 1.3 on one connection between replicas: bytes in, bytes out. No socket and no buffer of the ring is known here;
+//! TLS 1.3 on one connection, between replicas or to an NBD client: bytes in, bytes out. No socket and no buffer of the ring is known here;
 //! where bytes come from and go to is the caller's business.
 //!
 //! ```text
 //! handshake --both have proven to be nodes--> open --the peer misbehaves--> (an error, the connection ends)
 //! ```
 
+use std::sync::Arc;
+
 use replicator_core::units::NodeId;
+use rustls::ServerConfig;
 use rustls::client::UnbufferedClientConnection;
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, UnbufferedStatus};
@@ -98,6 +101,11 @@ impl Session {
     /// The listening end.
     pub(crate) fn listen(identity: &Identity) -> Result<Self, SessionError> {
         Ok(Self::new(Connection::Listener(UnbufferedServerConnection::new(identity.server.clone())?)))
+    }
+
+    /// The end that serves clients, who prove to be whom `config` lets in.
+    pub(crate) fn serve(config: Arc<ServerConfig>) -> Result<Self, SessionError> {
+        Ok(Self::new(Connection::Listener(UnbufferedServerConnection::new(config)?)))
     }
 
     fn new(connection: Connection) -> Self {

@@ -1,13 +1,14 @@
 //! Starting a volume: lock, check that disk, journal and configuration belong together, recover, listen, and only
 //! then hand everything to the reactor's thread. Nothing is served or written before all of it went well.
 
+use std::cmp::Ordering;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::thread;
 
 use nbd_frontend::{Availability, BlockSizes, Export, ExportFlags};
-use replicator_core::disk::layout::{Layout, SUPERBLOCK_AT, SUPERBLOCK_BYTES};
+use replicator_core::disk::layout::{SUPERBLOCK_AT, SUPERBLOCK_BYTES};
 use replicator_core::disk::superblock::{self, Superblock, SuperblockError};
 use replicator_core::event::Errno;
 use replicator_core::machine::Machine;
@@ -25,7 +26,7 @@ use crate::driver::log::Log;
 use crate::driver::{Driver, Parts};
 use crate::error::{IdentityError, Purpose, StartError, VolumeFault};
 use crate::options::VolumeOptions;
-use crate::{arena, clock};
+use crate::{arena, clock, move_journal};
 
 /// The longest read or write a client may ask for, unless the arena is small.
 const REQUEST_BYTES_MAX: usize = 32 << 20;
@@ -34,7 +35,7 @@ const REQUEST_BYTES_MAX: usize = 32 << 20;
 ///
 /// # Errors
 /// Whatever keeps it from starting; nothing was changed then.
-pub fn open(options: VolumeOptions) -> Result<VolumeHandle, StartError> {
+pub fn open(mut options: VolumeOptions) -> Result<VolumeHandle, StartError> {
     let log = Log::new(&options.name);
     if options.journal == options.disk {
         let (volume, path) = (options.name, options.disk);
@@ -44,9 +45,20 @@ pub fn open(options: VolumeOptions) -> Result<VolumeHandle, StartError> {
     let mut disk = Device::open(&options.disk, Purpose::Disk)?;
     let (superblock, copies) = read_superblock(&journal)?;
     check_identity(&options, &superblock, &journal, &disk)?;
-    Layout::new(superblock.volume_bytes, superblock.journal_bytes)?;
+    superblock.layout()?;
+    if let Some(text) = note_size(&options, &superblock) {
+        log.line(text);
+    }
+    (options.size_bytes, options.core.disk_bytes) = (superblock.volume_bytes, disk.size_bytes());
     if let Some(text) = copies.explanation() {
         log.line(text);
+    }
+    if superblock.sums != options.checksums {
+        let (is, made) = if superblock.sums { ("on", "with") } else { ("off", "without") };
+        log.line(format_args!(
+            "checksums are {is}: this replica was made {made} them, whatever the configuration says; to change that, make \
+             it anew (holdfast create --force) and let it be resynced"
+        ));
     }
     let exports = exports(&options)?;
     let branches = Branches::new(&options.branches, &options.name, options.core.volume);
@@ -184,9 +196,18 @@ fn read_superblock(journal: &Device) -> Result<(Superblock, Copies), StartError>
         }
     }
     let copies: [&[u8]; 2] = [&copies[0], &copies[1]];
-    let (superblock, _) = superblock::choose(copies)
-        .map_err(|error| StartError::NoReplica { path: journal.path().to_owned(), error })?;
+    let (superblock, _) =
+        superblock::choose(copies).map_err(|error| no_replica(journal.path(), copies, error))?;
     Ok((superblock, Copies::compare(copies)))
+}
+
+/// Why a journal has no superblock.
+fn no_replica(path: &Path, copies: [&[u8]; 2], error: SuperblockError) -> StartError {
+    let path = path.to_owned();
+    match copies.into_iter().find_map(move_journal::decode) {
+        Some(to) => StartError::Moved { path, to },
+        None => StartError::NoReplica { path, error },
+    }
 }
 
 /// Whether configuration, journal and disk belong together.
@@ -211,9 +232,6 @@ fn check_identity(
     } else if superblock.node != core.node {
         let (found, configured) = (options.names().of(superblock.node), options.node_name.clone());
         Some(IdentityError::Node { found, configured })
-    } else if superblock.volume_bytes != options.size_bytes {
-        let (recorded_bytes, configured_bytes) = (superblock.volume_bytes, options.size_bytes);
-        Some(IdentityError::Size { recorded_bytes, configured_bytes })
     } else if superblock.block_bytes != options.block_bytes {
         let (recorded_bytes, configured_bytes) = (superblock.block_bytes, options.block_bytes);
         Some(IdentityError::Block { recorded_bytes, configured_bytes })
@@ -236,6 +254,21 @@ fn check_identity(
         return Err(at(disk.path(), IdentityError::DiskSmall { found_bytes, volume_bytes }));
     }
     Ok(())
+}
+
+/// What the log says of a size that is not the configured one: a volume that has grown, or a copy that was away then.
+fn note_size(options: &VolumeOptions, superblock: &Superblock) -> Option<String> {
+    let (has, configured) = (superblock.volume_bytes, options.size_bytes);
+    match has.cmp(&configured) {
+        Ordering::Equal => None,
+        Ordering::Greater => Some(format!(
+            "the volume has grown to {has} bytes; the configuration still says {configured}: write size = {has} on all nodes"
+        )),
+        Ordering::Less => Some(format!(
+            "this copy has {has} bytes, the configuration says {configured}: if the volume has that size elsewhere, the rest \
+             comes with the stream; if not, `holdfast grow` on the Primary gives it"
+        )),
+    }
 }
 
 /// An export of the volume, or of an earlier content of it, which is read-only.
@@ -262,6 +295,7 @@ pub(crate) fn export(options: &VolumeOptions, name: &str, read_only: bool) -> Ex
             max_bytes: u32::try_from(max_bytes).expect("at most 32 MiB"),
         },
         availability: Availability::Refused { message: "the volume is starting".to_owned() },
+        bookmarks: Vec::new(),
     }
 }
 
@@ -297,4 +331,4 @@ impl JournalReader for BlockingReader<'_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -51,6 +51,14 @@ impl Exported {
         })
     }
 
+    /// Bytes of the volume that `identity` is attached to, if it is served and has more than `device_bytes`.
+    pub(crate) fn grown(client: &Client, identity: &Identity, device_bytes: Option<u64>) -> Option<u64> {
+        // What cannot be asked now is asked again.
+        let exported = Self::ask(client, &identity.volume).ok()?;
+        let is_same = exported.refusal.is_none() && exported.identity == *identity;
+        (is_same && exported.size_bytes > device_bytes?).then_some(exported.size_bytes)
+    }
+
     /// Asks for the volume; an error if it is not served.
     pub(crate) fn served(client: &Client, volume: &str) -> Result<Self> {
         let exported = Self::ask(client, volume)?;

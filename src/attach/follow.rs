@@ -33,6 +33,10 @@ pub(crate) trait Keeper {
     /// Connects the device again if it has lost its server and the volume is served.
     fn connect(&mut self) -> Result<Attempt>;
 
+    /// Has the device grow to what the volume has, if that is more than it has; says how many bytes that are. One size
+    /// is tried once.
+    fn follow_size(&mut self) -> Result<Option<u64>>;
+
     /// Ends the device: what is under way fails.
     fn disconnect(&mut self) -> Result<()>;
 }
@@ -80,13 +84,30 @@ impl Follower {
                 return self.ended();
             }
             state = match state {
-                State::Connected if self.keeper.wait(PERIOD)? => State::waiting(),
-                State::Connected => State::Connected,
+                State::Connected => {
+                    self.follow_size();
+                    if self.keeper.wait(PERIOD)? { State::waiting() } else { State::Connected }
+                }
                 State::Waiting { since, is_announced } => self.connect_again(since, is_announced, &stop)?,
             };
         }
         say(&format!("{}: left attached; start this again to keep it so", self.identity.volume));
         Ok(())
+    }
+
+    /// A volume may grow while it is attached.
+    fn follow_size(&mut self) {
+        let (volume, path) = (&self.identity.volume, self.device.path());
+        match self.keeper.follow_size() {
+            Ok(None) => {}
+            Ok(Some(bytes)) => say(&format!("{volume}: {} has {bytes} bytes now", path.display())),
+            Err(error) => {
+                say(&format!(
+                    "{volume} has grown, and {} does not follow: {error:#}; detach and attach it",
+                    path.display()
+                ));
+            }
+        }
     }
 
     fn connect_again(&mut self, since: Instant, is_announced: bool, stop: &StopFlag) -> Result<State> {
@@ -137,11 +158,13 @@ impl Follower {
 }
 
 /// The kernel may wait for the device, and so for this process, to free memory. It does not ask this process for
-/// memory then, and has nothing of it to read back. Both need rights; without them it mostly works, too.
-fn serve_memory() {
+/// memory then, has nothing of it to read back, and kills another one for it. Both need rights; without them it mostly works, too.
+pub(super) fn serve_memory() {
     let locked = rustix::mm::mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE);
     let flushing = rustix::process::configure_io_flusher_behavior(true);
-    if let Err(error) = locked.and(flushing) {
+    let secured =
+        locked.and(flushing).map_err(std::io::Error::from).and_then(|()| replicator::spare_from_oom_killer());
+    if let Err(error) = secured {
         say(&format!("cannot secure memory against writeback through the device itself: {error}"));
     }
 }

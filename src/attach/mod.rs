@@ -13,6 +13,7 @@ mod identity;
 mod nbd;
 mod netlink;
 mod record;
+mod remote;
 mod ublk;
 
 use std::time::Duration;
@@ -28,6 +29,8 @@ use device::{Device, Driver};
 use exported::Exported;
 use follow::{Follower, Keeper};
 use identity::Identity;
+use nbd::Source;
+use remote::Remote;
 
 /// The kernel's logical blocks.
 const BLOCK_BYTES: std::ops::RangeInclusive<u32> = 512..=4096;
@@ -94,8 +97,7 @@ struct Attachment {
 pub(crate) fn attach(arguments: &AttachArgs) -> Result<()> {
     let Some(volume) = arguments.volume.as_deref() else { return show(arguments.json) };
     let wish = Wish::new(arguments, volume)?;
-    let client = target::client(&arguments.target)?;
-    let attached = attach_as(&wish, &client).with_context(|| format!("{volume} is not attached"))?;
+    let attached = attach_as(&wish, arguments).with_context(|| format!("{volume} is not attached"))?;
     let link = device::link_of(volume);
     if arguments.json {
         print_json(&Attached::new(attached.device, &attached.identity), false)?;
@@ -111,18 +113,32 @@ pub(crate) fn attach(arguments: &AttachArgs) -> Result<()> {
     Follower { keeper, device, identity, dead_time: wish.dead_time }.run()
 }
 
-fn attach_as(wish: &Wish, client: &replicator::control::Client) -> Result<Attachment> {
+fn attach_as(wish: &Wish, arguments: &AttachArgs) -> Result<Attachment> {
+    if let Some(certificates) = &arguments.certificates {
+        let remote = Remote::new(&arguments.remote, certificates)?;
+        // There is nobody here to ask which volume of that name is meant: the one that was attached here before.
+        let present = device::attached()?.into_iter().find(|(_, other)| other.volume == wish.volume);
+        check_place(wish, present.as_ref())?;
+        return nbd::attach(&Source::Afar(remote), wish, present);
+    }
+    let client = &target::client(&arguments.target)?;
     let exported = Exported::served(client, &wish.volume)?;
     let present = device::attached()?.into_iter().find(|(_, other)| other.is_same_volume(&exported.identity));
-    if let Some((device, _)) = &present
+    check_place(wish, present.as_ref())?;
+    match wish.driver {
+        Driver::Nbd => nbd::attach(&Source::Here(client.clone()), wish, present),
+        Driver::Ublk => ublk::attach(client, wish, present),
+    }
+}
+
+/// Refuses to attach at two places.
+fn check_place(wish: &Wish, present: Option<&(Device, Identity)>) -> Result<()> {
+    if let Some((device, _)) = present
         && (device.driver != wish.driver || wish.device.is_some_and(|wanted| wanted != *device))
     {
         bail!("{} is attached at {} already", wish.volume, device.path().display());
     }
-    match wish.driver {
-        Driver::Nbd => nbd::attach(client, wish, present),
-        Driver::Ublk => ublk::attach(client, wish, present),
-    }
+    Ok(())
 }
 
 /// Refuses to connect a device that holds what is no longer so.

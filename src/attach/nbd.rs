@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use replicator::control::Client;
 
 use super::backend::Backend;
 use super::device::Device;
+use super::exported::Exported;
 use super::follow::{Attempt, Keeper};
 use super::identity::Identity;
 use super::netlink::{Deaths, Kernel, Settings};
+use super::remote::Remote;
 use super::{Attachment, Wish, refuse_past};
 
 /// Bit of the transmission flags: the export is read-only.
@@ -22,9 +23,27 @@ const LOOK_AGAIN_ONE: Duration = Duration::from_secs(2);
 /// With several a request that is looked at costs its connection.
 const LOOK_AGAIN_SEVERAL: Duration = Duration::from_secs(30);
 
+/// Where a volume's connections come from.
+#[derive(Clone, Debug)]
+pub(super) enum Source {
+    /// The replicator on this host.
+    Here(replicator::control::Client),
+    /// Whichever node of another cluster serves it.
+    Afar(Remote),
+}
+
+impl Source {
+    fn connect(&self, volume: &str, connections: u8) -> Result<Backend> {
+        match self {
+            Self::Here(client) => Backend::connect(client, volume, connections),
+            Self::Afar(remote) => remote.connect(volume, connections),
+        }
+    }
+}
+
 /// Attaches a volume, or gives fresh connections to a device that has it.
 pub(super) fn attach(
-    client: &Client,
+    source: &Source,
     wish: &Wish,
     present: Option<(Device, Identity)>,
 ) -> Result<Attachment> {
@@ -35,12 +54,15 @@ pub(super) fn attach(
         Some((device, _)) => device.connections()?,
         None => wish.connections,
     };
-    let backend = Backend::connect(client, &wish.volume, connections)?;
+    let backend = source.connect(&wish.volume, connections)?;
     let is_new = present.is_none();
     let device = match present {
         Some((device, identity)) => {
             refuse_past(device, &identity, &backend.identity)?;
             kernel.reconfigure(device.index, &identity.to_string(), &backend.sockets)?;
+            if device.size_bytes().is_some_and(|bytes| bytes < backend.export.size_bytes) {
+                kernel.resize(device.index, &identity.to_string(), backend.export.size_bytes)?;
+            }
             device.link(&identity.volume)?;
             device
         }
@@ -48,8 +70,15 @@ pub(super) fn attach(
     };
     // The kernel has its own hold of the connections that it took; ours would keep dead ones half open.
     let Backend { identity, export, .. } = backend;
-    let keeper =
-        NbdKeeper { kernel, deaths, client: client.clone(), device, identity: identity.clone(), connections };
+    let keeper = NbdKeeper {
+        kernel,
+        deaths,
+        source: source.clone(),
+        device,
+        identity: identity.clone(),
+        connections,
+        told_bytes: export.size_bytes,
+    };
     Ok(Attachment { device, identity, size_bytes: export.size_bytes, is_new, keeper: Box::new(keeper) })
 }
 
@@ -100,10 +129,12 @@ fn settings(wish: &Wish, backend: &Backend) -> Result<Settings> {
 struct NbdKeeper {
     kernel: Kernel,
     deaths: Deaths,
-    client: Client,
+    source: Source,
     device: Device,
     identity: Identity,
     connections: u8,
+    /// The size that the device was told last.
+    told_bytes: u64,
 }
 
 impl Keeper for NbdKeeper {
@@ -112,7 +143,7 @@ impl Keeper for NbdKeeper {
     }
 
     fn connect(&mut self) -> Result<Attempt> {
-        let backend = match Backend::connect(&self.client, &self.identity.volume, self.connections) {
+        let backend = match self.source.connect(&self.identity.volume, self.connections) {
             Ok(backend) => backend,
             Err(error) => return Ok(Attempt::Later(format!("{error:#}"))),
         };
@@ -121,6 +152,16 @@ impl Keeper for NbdKeeper {
         }
         self.kernel.reconfigure(self.device.index, &self.identity.to_string(), &backend.sockets)?;
         Ok(Attempt::Connected)
+    }
+
+    fn follow_size(&mut self) -> Result<Option<u64>> {
+        // Who serves it elsewhere says its size to new connections alone.
+        let Source::Here(client) = &self.source else { return Ok(None) };
+        let grown = Exported::grown(client, &self.identity, self.device.size_bytes());
+        let Some(bytes) = grown.filter(|bytes| *bytes != self.told_bytes) else { return Ok(None) };
+        self.told_bytes = bytes;
+        self.kernel.resize(self.device.index, &self.identity.to_string(), bytes)?;
+        Ok(Some(bytes))
     }
 
     fn disconnect(&mut self) -> Result<()> {

@@ -147,6 +147,16 @@ impl Kernel {
         self.tell(COMMAND_RECONFIGURE, attributes).map(drop)
     }
 
+    /// Gives a device another size. Refused if it was connected with another identifier.
+    pub(crate) fn resize(&mut self, index: u32, identifier: &str, bytes: u64) -> Result<(), NetlinkError> {
+        let attributes = vec![
+            number(ATTRIBUTE_INDEX, index),
+            text(ATTRIBUTE_BACKEND_IDENTIFIER, identifier),
+            long(ATTRIBUTE_SIZE_BYTES, bytes),
+        ];
+        self.tell(COMMAND_RECONFIGURE, attributes).map(drop)
+    }
+
     /// Ends a device: what is under way fails, and it has no size any more.
     pub(crate) fn disconnect(&mut self, index: u32) -> Result<(), NetlinkError> {
         self.tell(COMMAND_DISCONNECT, vec![number(ATTRIBUTE_INDEX, index)]).map(drop)

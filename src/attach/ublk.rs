@@ -50,7 +50,9 @@ pub(super) fn attach(
         None => make(&mut control, client, wish, &exported)?,
     };
     let identity = exported.identity;
-    let keeper = UblkKeeper { control, client: client.clone(), device, identity: identity.clone() };
+    let told_bytes = device.size_bytes().unwrap_or(exported.size_bytes);
+    let keeper =
+        UblkKeeper { control, client: client.clone(), device, identity: identity.clone(), told_bytes };
     Ok(Attachment { device, identity, size_bytes: exported.size_bytes, is_new, keeper: Box::new(keeper) })
 }
 
@@ -185,6 +187,8 @@ struct UblkKeeper {
     client: Client,
     device: Device,
     identity: Identity,
+    /// The size that the device was told last.
+    told_bytes: u64,
 }
 
 impl Keeper for UblkKeeper {
@@ -217,6 +221,14 @@ impl Keeper for UblkKeeper {
             // The replicator may have been killed meanwhile.
             Err(error) => Ok(Attempt::Later(format!("{error:#}"))),
         }
+    }
+
+    fn follow_size(&mut self) -> Result<Option<u64>> {
+        let grown = Exported::grown(&self.client, &self.identity, self.device.size_bytes());
+        let Some(bytes) = grown.filter(|bytes| *bytes != self.told_bytes) else { return Ok(None) };
+        self.told_bytes = bytes;
+        self.control.resize(self.device.index, bytes)?;
+        Ok(Some(bytes))
     }
 
     fn disconnect(&mut self) -> Result<()> {

@@ -47,6 +47,7 @@ pub(super) fn tell(arguments: &DemoArgs, stop: &StopFlag, narrator: &Narrator) -
         on_peer_loss: "freeze",
         nbd_tcp: false,
         tls: false,
+        checksums: None,
     };
     let cluster = SandboxCluster::start(&plan, arguments.dir.as_deref(), arguments.keep, stop)?;
     let outcome = Outcome { protocol: plan.protocol, ..Outcome::default() };

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::cli::SandboxArgs;
+use crate::cli::{OnOff, SandboxArgs};
 use crate::output::{self, Style, arrow};
 use crate::signals::StopFlag;
 use crate::table::Table;
@@ -59,6 +59,7 @@ pub(crate) fn run(arguments: &SandboxArgs) -> Result<()> {
         on_peer_loss: arguments.on_peer_loss.word(),
         nbd_tcp: arguments.tcp,
         tls: arguments.tls,
+        checksums: arguments.checksums.map(|choice| choice == OnOff::On),
     };
     let mut cluster = SandboxCluster::start(&plan, arguments.dir.as_deref(), arguments.keep, &stop)?;
     let result = serve(&mut cluster, arguments, &stop);
@@ -91,8 +92,8 @@ fn describe(cluster: &mut SandboxCluster) -> Result<Ready> {
     let mut nodes = Vec::new();
     for node in cluster.nodes() {
         let report = node.client().volume(VOLUME)?;
+        let tcp = report.nbd.iter().find(|uri| !uri.starts_with("nbd+unix:")).cloned();
         let role = report.replica.map_or_else(|| "unknown".to_owned(), |replica| replica.role);
-        let tcp = node.replica.nbd_listen.map(|address| format!("nbd://{address}/{VOLUME}"));
         nodes.push(ReadyNode {
             name: node.name.clone(),
             pid: node.pid().unwrap_or(0),

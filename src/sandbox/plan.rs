@@ -27,6 +27,8 @@ pub(crate) struct Plan {
     pub(crate) nbd_tcp: bool,
     /// Whether the nodes talk in TLS.
     pub(crate) tls: bool,
+    /// Whether the replicas keep checksums of their blocks at rest, if that is said.
+    pub(crate) checksums: Option<bool>,
 }
 
 impl Plan {
@@ -55,8 +57,11 @@ impl Plan {
             self.protocol,
             self.on_peer_loss
         );
+        if let Some(checksums) = self.checksums {
+            let _ = writeln!(text, "checksums = \"{}\"", if checksums { "on" } else { "off" });
+        }
         if self.tls {
-            text.push_str("tls = \"on\"\n");
+            text.push_str("tls = \"on\"\nnbd-tls = \"on\"\n");
         }
         // Several nodes share this machine, and it may not allow an ordinary user to lock much memory.
         text.push_str("lock-memory = false\n");
@@ -96,6 +101,7 @@ mod tests {
                 on_peer_loss: "freeze",
                 nbd_tcp,
                 tls: nbd_tcp,
+                checksums: nbd_tcp.then_some(true),
             };
             let text = plan.configuration().unwrap();
             let loaded = parse(Path::new("/tmp/x/holdfast.toml"), &text, WithSecret::No).unwrap();

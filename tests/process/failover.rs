@@ -1,7 +1,7 @@
 //! Three machines: two with a replica, one that only votes. A machine dies as a whole, both its processes at once, and the
 //! other one serves without anybody typing anything.
 
-use std::net::{TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -23,7 +23,7 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     /// Two data nodes `a` and `b`, and the witness `w`.
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::start_with("", |_| String::new())
     }
 
@@ -56,7 +56,7 @@ impl Cluster {
         self.folder.path().join(name)
     }
 
-    fn spawn(&mut self, what: &str, node: &str) {
+    pub(crate) fn spawn(&mut self, what: &str, node: &str) {
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
@@ -75,7 +75,7 @@ impl Cluster {
     }
 
     /// Kills processes of this kind and node, as `kill -9` does.
-    fn kill(&mut self, what: &str, node: &str) {
+    pub(crate) fn kill(&mut self, what: &str, node: &str) {
         let name = format!("{what} {node}");
         for (_, child) in self.processes.iter_mut().filter(|(found, _)| *found == name) {
             child.kill().expect("it is ours");
@@ -103,7 +103,7 @@ impl Cluster {
     }
 
     /// Waits until the replica of a node says that clients wait for this.
-    fn wait_frozen(&self, node: &str, why: &str) {
+    pub(crate) fn wait_frozen(&self, node: &str, why: &str) {
         let socket = self.path(&format!("{node}.ctl"));
         wait_for("I/O to wait", || {
             let output = run(&["status", "r0", "--json", "--control", socket.to_str()?]);
@@ -111,6 +111,19 @@ impl Cluster {
             let text = serde_json::to_string(&status).ok()?;
             (text.contains("\"frozen\":\"") && text.contains(why)).then_some(())
         });
+    }
+
+    /// Where a node listens, by the key that says so.
+    pub(crate) fn listens(&self, node: &str, key: &str) -> SocketAddr {
+        let text = std::fs::read_to_string(self.config()).unwrap();
+        let section = text.split("[[node]]").find(|section| section.contains(&format!("name = \"{node}\"")));
+        let value = section.unwrap().split(&format!("{key} = \"")).nth(1).unwrap();
+        value.split('"').next().unwrap().parse().unwrap()
+    }
+
+    pub(crate) fn restart_orchestrator(&mut self, node: &str) {
+        self.kill("orchestrator", node);
+        self.spawn("orchestrator", node);
     }
 
     pub(crate) fn revive_node(&mut self, node: &str) {
@@ -161,7 +174,7 @@ impl Cluster {
         wait_for("the export to open", || Client::connect(&socket).ok())
     }
 
-    fn tell(&self, node: &str, command: &[&str]) {
+    pub(crate) fn tell(&self, node: &str, command: &[&str]) {
         let socket = self.path(&format!("{node}.orc"));
         let control = ["--control", socket.to_str().unwrap()];
         let arguments: Vec<&str> = ["cluster"].iter().chain(command).chain(&control).copied().collect();
@@ -180,11 +193,13 @@ impl Drop for Cluster {
 }
 
 fn configuration(volume: &str) -> String {
-    let ports = free_ports(5);
-    let node = |name: &str, port: u16| {
+    let ports = free_ports(11);
+    let node = |name: &str, port: u16, api: u16, metrics: u16| {
         format!(
-            "[[node]]\nname = \"{name}\"\naddress = \"127.0.0.1\"\ncontrol = \"{name}.ctl\"\n[node.orchestrator]\n\
-             port = {port}\ncontrol = \"{name}.orc\"\nstore = \"{name}.store\"\n"
+            "[[node]]\nname = \"{name}\"\naddress = \"127.0.0.1\"\ncontrol = \"{name}.ctl\"\n\
+             metrics-listen = \"127.0.0.1:{metrics}\"\n[node.orchestrator]\n\
+             port = {port}\ncontrol = \"{name}.orc\"\nstore = \"{name}.store\"\n\
+             api-listen = \"127.0.0.1:{api}\"\n"
         )
     };
     let replica = |name: &str, port: u16| {
@@ -197,9 +212,9 @@ fn configuration(volume: &str) -> String {
         "[cluster]\nname = \"failover\"\nsecret = \"0123456789abcdef0123456789abcdef\"\n[orchestrator]\n{}{}{}\
          [[volume]]\nname = \"r0\"\nuuid = \"01915f1e-0a4b-4c3d-8e2f-0123456789ab\"\nsize = \"16MiB\"\n\
          lock-memory = false\n{volume}{}{}",
-        node("a", ports[0]),
-        node("b", ports[1]),
-        node("w", ports[2]),
+        node("a", ports[0], ports[5], ports[8]),
+        node("b", ports[1], ports[6], ports[9]),
+        node("w", ports[2], ports[7], ports[10]),
         replica("a", ports[3]),
         replica("b", ports[4]),
     )

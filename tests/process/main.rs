@@ -1,14 +1,25 @@
 //! Tests with real processes, real files and real sockets. A test of what happens when a process dies belongs into
-//! `kill`; of who follows it by itself, into `failover`; of two sides that went on alone, or a secondary that stands still, into `fork`; of a copy that is brought level by blocks, into `resync`; of
-//! what a wrong start says, into `messages`; of bytes nobody should send, into `hostile`; of a client that is not ours,
-//! into `foreign`.
+//! `kill`; of who follows it by itself, into `failover`; of backups that read only what changed, into `backup`; of two sides
+//! that went on alone, or a secondary that stands still, into `fork`; of a copy that is brought level by blocks, into
+//! `resync`; of disks that rot, into `scrub`; of a volume that grows, into `grow`; of replicas that come and go, into
+//! `replicas`; of a journal that is moved, into `journal`; of what a wrong start says, into `messages`; of bytes nobody
+//! should send, into `hostile`; of a client that is not ours, into `foreign`; of one that must prove who it is, into
+//! `nbd_tls`; of load balancers, monitoring and hooks, into `api`.
 
+mod api;
+mod backup;
 mod failover;
 mod fencing;
 mod foreign;
 mod fork;
+mod grow;
 mod hostile;
+mod journal;
 mod kill;
 mod messages;
+mod nbd_tls;
+mod replicas;
 mod resync;
+mod scrub;
+mod stacks;
 mod verify;

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use replicator_core::chain;
 use replicator_core::config::{Config, OnPeerLoss, PeerConfig, Protocol};
+use replicator_core::disk::layout::map_bytes_of;
 use replicator_core::disk::superblock::{DiskState, LogPoint, Record, Superblock};
 use replicator_core::event::Errno;
 use replicator_core::machine::Machine;
@@ -73,6 +74,7 @@ fn config(node: u8) -> Config {
         incarnation: Incarnation(1),
         on_peer_loss: OnPeerLoss::Freeze,
         managed: false,
+        disk_bytes: BLOCKS * BLOCK_BYTES as u64,
         arena_bytes: ARENA_BYTES,
         frames_in_flight_max: 2,
         sync_interval_ms: 10,
@@ -80,6 +82,8 @@ fn config(node: u8) -> Config {
         peer_timeout_ms: 3000,
         disk_timeout_ms: 30_000,
         checkpoint_bytes: CHECKPOINT_BYTES,
+        sum_pages_max: 64,
+        scrub_interval_ms: 0,
         send_window_bytes: 8 << 20,
     }
 }
@@ -93,6 +97,7 @@ fn fresh(node: u8) -> Superblock {
         node: NodeId(node),
         replica: 1 + u128::from(node),
         volume_bytes: BLOCKS * BLOCK_BYTES as u64,
+        map_bytes: map_bytes_of(BLOCKS * BLOCK_BYTES as u64),
         journal_bytes: JOURNAL_BYTES,
         block_bytes: 512,
         window_bytes: ARENA_BYTES as u64,

@@ -179,6 +179,9 @@ impl Pair {
             | Command::CloseLink { .. }
             | Command::ServeFrozen { .. }
             | Command::KeepBranch { .. }
+            | Command::GrowDisk { .. }
+            | Command::Replicas
+            | Command::VolumeSize { .. }
             | Command::Stopped => {
                 unreachable!("not in a pair that is level and at peace: {command:?}")
             }

@@ -18,6 +18,8 @@ use crate::view::Health;
 const DEVIATIONS: u64 = 6;
 /// The share of a new interval in mean and deviation: one part in so many.
 const SMOOTHING: u64 = 8;
+/// Heartbeats that one link has missed and another has brought, after which what is not a heartbeat goes over the other.
+const MISSED_MAX: u64 = 3;
 /// Doublings of a quarantine; more would overflow nothing and help nobody.
 const DOUBLINGS_MAX: u32 = 20;
 
@@ -41,6 +43,8 @@ pub struct Detector {
     began: Instant,
     /// The process heard: another one numbers its heartbeats from the beginning.
     process: u64,
+    /// The link over which it is best reached.
+    preferred: usize,
     state: Health,
     /// Suspicions not yet forgiven.
     suspicions: u32,
@@ -53,7 +57,16 @@ impl Detector {
     pub fn new(detection: Detection, links: usize, now: Instant) -> Self {
         let links = (0..links).map(|_| None).collect();
         let state = Health::Suspected { since: now };
-        Self { detection, links, began: now, process: 0, state, suspicions: 0, alive_since: now }
+        Self {
+            detection,
+            links,
+            began: now,
+            process: 0,
+            preferred: 0,
+            state,
+            suspicions: 0,
+            alive_since: now,
+        }
     }
 
     /// A heartbeat came in over a link. Says whether it was new.
@@ -80,8 +93,24 @@ impl Detector {
             }
             self.process = process;
         }
+        self.prefer(link, now);
         self.advance(now);
         true
+    }
+
+    /// The link over which the node is best reached: the first, until that misses what another one brings. What slows
+    /// down a node slows down all its links, so only a link that is lost is left.
+    #[must_use]
+    pub fn preferred(&self) -> usize {
+        self.preferred
+    }
+
+    fn prefer(&mut self, link: usize, now: Instant) {
+        let heard =
+            self.links.get(self.preferred).and_then(Option::as_ref).map_or(self.began, |link| link.heard);
+        if link != self.preferred && now.since_ms(heard) > MISSED_MAX * self.detection.heartbeat_ms {
+            self.preferred = link;
+        }
     }
 
     /// The state at this moment.
@@ -187,6 +216,24 @@ mod tests {
             detector.heard(1, 1, at + 1, Instant(at));
         }
         assert_eq!(detector.advance(Instant(5000)), Health::Alive);
+    }
+
+    #[test]
+    fn a_link_that_misses_what_another_brings_is_left_and_a_pause_of_the_node_changes_nothing() {
+        let mut detector = Detector::new(Detection::default(), 2, Instant(0));
+        let mut hear = |links: &[usize], at: u64| {
+            for link in links {
+                detector.heard(*link, 1, at + 1, Instant(at));
+            }
+            detector.preferred()
+        };
+        assert!((0..1000).step_by(50).all(|at| hear(&[0, 1], at) == 0));
+        // It slept, and is heard over both again.
+        assert_eq!(hear(&[0, 1], 1250), 0);
+        assert!((1300..1450).step_by(50).all(|at| hear(&[1], at) == 0));
+        assert_eq!(hear(&[1], 1450), 1);
+        // The first is back. There is no need to go back to it.
+        assert_eq!(hear(&[0, 1], 1500), 1);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! committed State --+
 //! observed View ----+--> decide::cluster  --> changes to propose (the Raft leader)
 //! time -------------+--> decide::node     --> steps to take     (each node, about itself)
+//!                   +--> stack::permit, stack::Runner --> orders about steps of stacks (each node, about itself)
 //! ```
 
 #![no_std]
@@ -15,12 +16,14 @@ extern crate alloc;
 pub mod decide;
 pub mod fence;
 pub mod health;
+pub mod history;
 pub mod lease;
 pub mod limits;
 pub mod policy;
 pub mod power;
 pub mod proof;
 pub mod record;
+pub mod stack;
 pub mod state;
 pub mod timing;
 pub mod units;

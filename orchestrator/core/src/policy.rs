@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::fence::Rules;
 use crate::lease::Terms;
+use crate::stack::Stack;
 use crate::units::{NodeId, VolumeId};
 
 /// A cluster as configured.
@@ -26,6 +27,8 @@ pub struct Policy {
     pub member_patience_ms: u64,
     /// When nodes are switched off.
     pub fence: Rules,
+    /// What runs above volumes.
+    pub stacks: Vec<Stack>,
 }
 
 /// A machine with a vote.
@@ -90,6 +93,17 @@ impl Policy {
     #[must_use]
     pub fn volume(&self, id: VolumeId) -> Option<&Volume> {
         self.volumes.iter().find(|volume| volume.id == id)
+    }
+
+    /// The stacks that stand on a volume.
+    pub fn stacks_on(&self, volume: VolumeId) -> impl Iterator<Item = &Stack> {
+        self.stacks.iter().filter(move |stack| stack.uses(volume))
+    }
+
+    /// The stacks that can run on a node: it has a replica of each of their volumes.
+    pub fn stacks_of(&self, node: NodeId) -> impl Iterator<Item = &Stack> {
+        let has = move |id: &VolumeId| self.volume(*id).is_some_and(|volume| volume.replicas.contains(&node));
+        self.stacks.iter().filter(move |stack| stack.volumes.iter().all(has))
     }
 
     /// The names of nodes, as they stand in a text.

@@ -16,6 +16,7 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
+use crate::policy::Policy;
 use crate::proof::Proof;
 use crate::record::Refused;
 use crate::units::{BootId, NodeId};
@@ -93,6 +94,19 @@ pub enum Means {
         /// Who.
         who: String,
     },
+}
+
+impl Means {
+    /// How, in words.
+    #[must_use]
+    pub fn text(&self, policy: &Policy) -> String {
+        match self {
+            Self::Agent { by, agent } => {
+                format!("by {agent}, run on {} and read back", policy.node_name(*by))
+            }
+            Self::Operator { who } => format!("by the word of {who}"),
+        }
+    }
 }
 
 /// Something that was.

@@ -1,11 +1,13 @@
 //! Fencing proofs: the facts that make it safe to let somebody else have a resource. A proof is evidence, not an action
 //! and not a flag: each kind of resource says which suffice.
 
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
+use crate::policy::Policy;
 use crate::power::{Means, Off};
 use crate::record::{Record, Takeover};
 use crate::units::{NodeId, NodeSet};
@@ -43,7 +45,8 @@ pub enum Proof {
 }
 
 /// What somebody else is to have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Resource {
     /// Write access to a replicated volume.
     Volume,
@@ -77,6 +80,42 @@ impl Proof {
         match operator {
             Some(who) => Self::Operator { who, off },
             None => Self::PowerOff { off },
+        }
+    }
+
+    /// What it rests on, in words.
+    #[must_use]
+    pub fn text(&self, policy: &Policy) -> String {
+        let each = |off: &[Off]| {
+            let texts: Vec<String> = off
+                .iter()
+                .map(|off| format!("{} {}", policy.node_name(off.node), off.means.text(policy)))
+                .collect();
+            texts.join("; ")
+        };
+        match self {
+            Self::First => String::from("First"),
+            Self::Released => String::from("Released"),
+            Self::EpochFenced => String::from("EpochFenced"),
+            Self::LeaseExpired => String::from("LeaseExpired"),
+            Self::WatchdogExpired { nodes } => format!("WatchdogExpired: {}", policy.names(nodes.iter())),
+            Self::PowerOff { off } => format!("PowerOff: {}", each(off)),
+            Self::Operator { who, off } if off.is_empty() => format!("Operator: {who}"),
+            Self::Operator { off, .. } => format!("Operator: {}", each(off)),
+        }
+    }
+
+    /// Why it makes a takeover safe, as a sentence.
+    #[must_use]
+    pub fn meaning(&self) -> &'static str {
+        match self {
+            Self::First => "nobody had it before",
+            Self::Released => "the old primary had stopped and said so",
+            Self::EpochFenced => "the old primary needs the word of the new one for every acknowledgement",
+            Self::LeaseExpired => "the lease of the old primary had surely ended",
+            Self::WatchdogExpired { .. } => "the watchdog of the old primary had surely fired",
+            Self::PowerOff { .. } => "the old primary was switched off, and that was read back",
+            Self::Operator { .. } => "somebody answers for it",
         }
     }
 

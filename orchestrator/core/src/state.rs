@@ -1,10 +1,12 @@
 //! The committed state: what every voter has after applying the same log. `apply` is the whole state machine.
 
 use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::string::String;
 use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::history::{Entry, History};
 use crate::power::{Power, PowerChange};
 use crate::proof::Proof;
 use crate::record::{Change, ChangeKind, Record, Refused};
@@ -24,6 +26,15 @@ pub struct State {
     /// Which nodes run, are to be switched off, or are off.
     #[serde(default)]
     pub power: Power,
+    /// What was decided.
+    #[serde(default)]
+    pub history: History,
+    /// Volumes that are to be handed over when the stacks on them are stopped, and the reign in which that was decided.
+    #[serde(default)]
+    pub leaving: BTreeMap<VolumeId, Epoch>,
+    /// How often operators have had the failures of a stack forgotten.
+    #[serde(default)]
+    pub forgiven: BTreeMap<String, u64>,
 }
 
 /// What nothing is to be done about, at three levels.
@@ -80,6 +91,20 @@ pub enum Command {
         /// Where.
         node: Option<NodeId>,
     },
+    /// The stacks on a volume are to be stopped, so that it can be handed over; or that is not wanted any more.
+    Leave {
+        /// The volume.
+        volume: VolumeId,
+        /// The reign that is to end.
+        epoch: Epoch,
+        /// Whether it is to end.
+        on: bool,
+    },
+    /// The failures of a stack are forgotten.
+    Forgive {
+        /// Its name.
+        stack: String,
+    },
     /// A node goes into standby, or returns from it.
     Standby {
         /// The node.
@@ -112,6 +137,8 @@ impl fmt::Display for Command {
             Self::Change { volume, change } => write!(f, "change of {volume}: {:?}", change.kind),
             Self::Want { volume, node: Some(node) } => write!(f, "{volume} wanted on {node}"),
             Self::Want { volume, node: None } => write!(f, "{volume} wanted nowhere in particular"),
+            Self::Leave { volume, on, .. } => write!(f, "{volume} is to be left: {on}"),
+            Self::Forgive { stack } => write!(f, "failures of {stack} forgotten"),
             Self::Standby { node, on } => write!(f, "standby of {node}: {on}"),
             Self::Power { node, change } => write!(f, "power of {node}: {change:?}"),
             Self::Pause { scope, on } => write!(f, "pause of {scope:?}: {on}"),
@@ -120,7 +147,17 @@ impl fmt::Display for Command {
 }
 
 impl State {
-    /// Applies one entry of the log.
+    /// Applies one entry of the log, and takes note of it if it has changed something.
+    ///
+    /// # Errors
+    /// As [`State::apply`].
+    pub fn commit(&mut self, entry: &Entry) -> Result<(), Refused> {
+        self.apply(&entry.command)?;
+        self.history.note(entry);
+        Ok(())
+    }
+
+    /// Applies the command of one entry.
     ///
     /// # Errors
     /// If the entry changes nothing, as it was decided on another state. That is an answer, not a failure: every voter
@@ -156,6 +193,9 @@ impl State {
                     return Err(Refused::Proof);
                 }
                 *record = next;
+                if self.leaving.get(volume).is_some_and(|left| *left != record.epoch) {
+                    self.leaving.remove(volume);
+                }
                 if self.wanted.get(volume).is_some_and(|wanted| record.primary == Some(*wanted)) {
                     self.wanted.remove(volume);
                 }
@@ -166,6 +206,20 @@ impl State {
                     Some(node) if record.primary != Some(*node) => self.wanted.insert(*volume, *node),
                     _ => self.wanted.remove(volume),
                 };
+            }
+            Command::Leave { volume, epoch, on } => {
+                let record = self.records.get(volume).ok_or(Refused::NoRecord)?;
+                if record.epoch != *epoch {
+                    return Err(Refused::Stale(record.order()));
+                }
+                if *on {
+                    self.leaving.insert(*volume, *epoch);
+                } else {
+                    self.leaving.remove(volume);
+                }
+            }
+            Command::Forgive { stack } => {
+                *self.forgiven.entry(stack.clone()).or_default() += 1;
             }
             Command::Power { node, change } => return self.power.apply(*node, change),
             Command::Standby { node, on } => set(&mut self.standby, *node, *on),

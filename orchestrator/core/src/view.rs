@@ -7,6 +7,7 @@ use alloc::string::String;
 use serde::{Deserialize, Serialize};
 
 use crate::record::{Change, Order};
+use crate::stack::StackView;
 use crate::units::{BootId, Epoch, Instant, NodeId, NodeSet, Position, VolumeId};
 
 /// The cluster as the Raft leader sees it.
@@ -56,6 +57,16 @@ pub enum Health {
 }
 
 impl Health {
+    /// Its word for people and programs.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Alive => "alive",
+            Self::Quarantined { .. } => "quarantined",
+            Self::Suspected { .. } => "suspected",
+        }
+    }
+
     /// Whether the node is heard.
     #[must_use]
     pub fn is_heard(self) -> bool {
@@ -76,6 +87,12 @@ pub struct Report {
     /// The machine itself.
     #[serde(default)]
     pub machine: Machine,
+    /// Volumes that something of a stack may still use there.
+    #[serde(default)]
+    pub occupied: BTreeSet<VolumeId>,
+    /// Its stacks, by name.
+    #[serde(default)]
+    pub stacks: BTreeMap<String, StackView>,
 }
 
 /// What a node says of its machine.
@@ -159,7 +176,7 @@ pub enum Copy {
 }
 
 impl View {
-    /// Whether a node that is heard says that it neither serves a volume nor may.
+    /// Whether a node that is heard says that it neither serves a volume nor may, and that nothing above it runs.
     #[must_use]
     pub fn is_quiet(&self, volume: VolumeId, node: NodeId) -> bool {
         let report = self.nodes.get(&node).filter(|node| node.health.is_heard());
@@ -170,7 +187,7 @@ impl View {
                 Some(ReplicaView::Running(replica)) => replica.role == Role::Secondary,
                 Some(ReplicaView::Silent(_)) | None => false,
             };
-            quiet && !report.leases.contains(&volume)
+            quiet && !report.leases.contains(&volume) && !report.occupied.contains(&volume)
         })
     }
 
@@ -179,6 +196,12 @@ impl View {
     pub fn report(&self, node: NodeId) -> Option<&Report> {
         let view = self.nodes.get(&node)?;
         if view.health.is_heard() { view.report.as_ref() } else { None }
+    }
+
+    /// What a node says of a stack, if it is heard.
+    #[must_use]
+    pub fn stack(&self, name: &str, node: NodeId) -> Option<&StackView> {
+        self.report(node)?.stacks.get(name)
     }
 
     /// What a replica says, if its node is heard and it runs.

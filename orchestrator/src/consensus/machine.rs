@@ -117,7 +117,7 @@ impl RaftStateMachine<Types> for Machine {
             self.last = Some(entry.log_id);
             let answer = match entry.payload {
                 EntryPayload::Blank => Ok(()),
-                EntryPayload::Normal(command) => self.state.apply(&command),
+                EntryPayload::Normal(decision) => self.state.commit(&decision),
                 EntryPayload::Membership(membership) => {
                     self.membership = Membership::new(Some(entry.log_id), membership);
                     Ok(())

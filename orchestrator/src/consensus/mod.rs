@@ -15,8 +15,8 @@ use std::time::Duration;
 use openraft::async_runtime::WatchReceiver;
 use openraft::error::{ClientWriteError, RaftError};
 use openraft::{Config, EmptyNode, Raft, ReadPolicy, SnapshotPolicy};
+use orchestrator_core::history::Entry;
 use orchestrator_core::record::Refused;
-use orchestrator_core::state::Command;
 use orchestrator_core::units::NodeId;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -27,9 +27,12 @@ use self::machine::{Applied, Machine};
 use self::network::Network;
 use self::types::{Snapshot, Types};
 use self::wal::WalError;
+use crate::options::ELECTION_FACTOR_MAX;
 use crate::transport::message::{Request, Response};
 use crate::transport::peer::Address;
 
+/// Raft's leader is heard this much less often than nodes are: silence of it is not what a failover waits for.
+const HEARTBEATS_EACH: u64 = 2;
 /// Entries after which a snapshot is taken.
 const SNAPSHOT_ENTRIES: u64 = 500;
 /// Entries kept behind a snapshot, for those who are a little behind.
@@ -117,9 +120,9 @@ impl Consensus {
         let (machine, applied) = Machine::open(&folder.join("snapshot"))?;
         let config = Config {
             cluster_name: "holdfast".to_owned(),
-            heartbeat_interval: heartbeat_ms,
+            heartbeat_interval: heartbeat_ms * HEARTBEATS_EACH,
             election_timeout_min: election_ms,
-            election_timeout_max: election_ms * 2,
+            election_timeout_max: election_ms * ELECTION_FACTOR_MAX,
             snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_ENTRIES),
             max_in_snapshot_log_to_keep: ENTRIES_KEPT,
             // A voter that was cut off must not unseat a leader whom the others hear.
@@ -167,6 +170,12 @@ impl Consensus {
         changed.map(|_| ()).map_err(|error| stopped(error.to_string()))
     }
 
+    /// Asks another voter to lead. It does if it has everything; nobody waits for it.
+    pub(crate) async fn hand_over(&self, voter: u64) {
+        // Raft that has stopped is reported where it did.
+        let _ = self.raft.trigger().transfer_leader(voter).await;
+    }
+
     /// Who leads.
     pub(crate) fn leadership(&self) -> Leadership {
         let metrics = self.raft.server_metrics().borrow_watched().clone();
@@ -175,14 +184,19 @@ impl Consensus {
         Leadership { leader, is_me, term: metrics.vote.leader_id.term }
     }
 
+    /// Tells when something more is applied here.
+    pub(crate) fn watch(&self) -> watch::Receiver<Applied> {
+        self.applied.clone()
+    }
+
     /// What is agreed on, as far as it was applied here.
     pub(crate) fn applied(&self) -> Applied {
         self.applied.borrow().clone()
     }
 
     /// Proposes an entry and waits until it is applied here.
-    pub(crate) async fn propose(&self, command: Command) -> Result<Result<(), Refused>, ConsensusError> {
-        match tokio::time::timeout(PROPOSE_WITHIN, self.raft.client_write(command)).await {
+    pub(crate) async fn propose(&self, entry: Entry) -> Result<Result<(), Refused>, ConsensusError> {
+        match tokio::time::timeout(PROPOSE_WITHIN, self.raft.client_write(entry)).await {
             Err(_) => Err(ConsensusError::Unknown),
             Ok(Ok(written)) => Ok(written.data.0),
             Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward)))) => {

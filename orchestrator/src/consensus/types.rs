@@ -1,8 +1,9 @@
 //! The types that openraft is instantiated with. Nothing outside this folder knows them.
 
 use openraft::{EmptyNode, TokioRuntime};
+use orchestrator_core::history::Entry as Decision;
 use orchestrator_core::record::Refused;
-use orchestrator_core::state::{Command, State};
+use orchestrator_core::state::State;
 use serde::{Deserialize, Serialize};
 
 /// What applying an entry came to.
@@ -12,7 +13,7 @@ pub(crate) struct Answer(pub(crate) Result<(), Refused>);
 openraft::declare_raft_types!(
     /// One leader in a term, at most: the standard rule.
     pub(crate) Types:
-        D = Command,
+        D = Decision,
         R = Answer,
         NodeId = u64,
         Node = EmptyNode,

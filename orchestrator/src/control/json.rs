@@ -1,7 +1,8 @@
 //! The words of the orchestrator's control interface. Core types are mapped here, so that a change inside does not change
 //! what programs outside read.
 
-use orchestrator_core::decide::{Note, Planned};
+pub use orchestrator_core::decide::{Explanation, Finding, Note, Planned, Severity};
+pub use orchestrator_core::stack::{Phase, StackView, StepView};
 use serde::{Deserialize, Serialize};
 
 use crate::mind::Event;
@@ -29,7 +30,9 @@ pub struct Status {
     pub nodes: Vec<NodeReport>,
     /// The volumes, as agreed on.
     pub volumes: Vec<VolumeReport>,
-    /// What the leader says about volumes; empty elsewhere.
+    /// What runs above them.
+    pub stacks: Vec<StackReport>,
+    /// What the leader says; empty if nobody leads.
     pub notes: Vec<Note>,
     /// What came of switching nodes off, the newest last.
     pub power: Vec<PastReport>,
@@ -65,6 +68,27 @@ pub struct NodeReport {
     pub power: Option<String>,
     /// Timeout of the watchdog that it has armed.
     pub watchdog_ms: Option<u64>,
+}
+
+/// A stack.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StackReport {
+    /// Its name.
+    pub name: String,
+    /// Where its first volume is primary.
+    pub node: Option<String>,
+    /// How it is on each node of which this one knows: all of them at the leader, itself elsewhere.
+    pub at: Vec<StackAt>,
+}
+
+/// A stack on a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StackAt {
+    /// The node.
+    pub node: String,
+    /// How it is there, its steps included.
+    #[serde(flatten)]
+    pub view: StackView,
 }
 
 /// A volume as agreed on.
@@ -106,6 +130,53 @@ pub struct RecordReport {
 pub struct Plan {
     /// What would happen, in order.
     pub steps: Vec<Planned>,
+}
+
+/// Answer to `GET /v1/explain/{name}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Why {
+    /// The volume or the node.
+    pub about: String,
+    /// Why it is so, by the leader.
+    #[serde(flatten)]
+    pub explanation: Explanation,
+    /// What was decided about it, the newest last.
+    pub history: Vec<DecisionReport>,
+}
+
+/// Answer to `GET /v1/history`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decisions {
+    /// Decisions ever made; those that are not kept any more among them.
+    pub count: u64,
+    /// What is kept and was asked for, the newest last.
+    pub decisions: Vec<DecisionReport>,
+}
+
+/// Something that was decided.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DecisionReport {
+    /// Counts from 1.
+    pub number: u64,
+    /// When, in milliseconds since 1970, by the clock of whoever proposed it.
+    pub at_unix_ms: u64,
+    /// The volume that it is about, if it is about one.
+    pub volume: Option<String>,
+    /// The node, if it is about one.
+    pub node: Option<String>,
+    /// What.
+    pub text: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// Answer to `GET /v1/events`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Events {
+    /// Drawn when the process started: the numbers of another one are others.
+    pub process: String,
+    /// What happened, the newest last.
+    pub events: Vec<Event>,
 }
 
 /// Body of `POST /v1/volumes/{volume}/move`.

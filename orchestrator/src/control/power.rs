@@ -4,15 +4,16 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use orchestrator_core::policy::Policy;
-use orchestrator_core::power::{Means, Off, PowerChange};
-use orchestrator_core::proof::Proof;
+use orchestrator_core::power::PowerChange;
 use orchestrator_core::state::{self, Command};
 use orchestrator_core::units::NodeId;
 use replicator::control::json::Done;
 
+use super::explain::planned;
 use super::json::{FencePlan, PastReport, Word};
 use super::routes::{App, Refusal, node, not_leader, propose};
 use crate::power::unix_ms;
+use crate::transport::message::Supposed;
 
 /// Bytes of a name that is remembered.
 const WHO_BYTES_MAX: usize = 64;
@@ -21,7 +22,7 @@ const WHO_BYTES_MAX: usize = 64;
 pub(super) async fn plan(State(this): App, Path(name): Path<String>) -> Result<Json<FencePlan>, Refusal> {
     let target = node(&this, &name)?;
     let by = this.executor(target).ok_or_else(|| not_leader(&this))?;
-    let steps = this.plan(Some(target)).ok_or_else(|| not_leader(&this))?;
+    let steps = planned(&this, Supposed::Dies(target)).await?;
     let applied = this.consensus.applied();
     let (policy, records) = (&this.options.policy, &applied.state.records);
     let is_its = |volume: &&orchestrator_core::policy::Volume| {
@@ -57,7 +58,7 @@ pub(super) async fn fence(
     let change = PowerChange::Fence { by, boot, asked_by: Some(who), reason };
     let by = this.options.policy.node_name(by);
     let done = format!("{by} switches {name} off; holdfast cluster status says what comes of it");
-    propose(&this, Command::Power { node: target, change }, done).await
+    propose(&this, Command::Power { node: target, change }, "an operator said so", done).await
 }
 
 /// An operator has seen that a node is off.
@@ -77,7 +78,7 @@ pub(super) async fn confirm_off(
     let boot = this.consensus.applied().state.power.boot(target);
     let change = PowerChange::ConfirmOff { boot, who: who.clone(), at_unix_ms: unix_ms() };
     let done = format!("{name} is off by the word of {who}, until it is heard again");
-    propose(&this, Command::Power { node: target, change }, done).await
+    propose(&this, Command::Power { node: target, change }, "an operator said so", done).await
 }
 
 fn checked(word: Word) -> Result<String, Refusal> {
@@ -93,7 +94,7 @@ fn checked(word: Word) -> Result<String, Refusal> {
 /// What is agreed on about the power of a node, if it is not simply on.
 pub(super) fn text(policy: &Policy, state: &state::State, node: NodeId) -> Option<String> {
     if let Some(off) = state.power.off(node) {
-        return Some(format!("off: {}", means(policy, off)));
+        return Some(format!("off: {}", off.means.text(policy)));
     }
     let order = state.power.order(node)?;
     Some(format!("being switched off by {}: {}", policy.node_name(order.by), order.reason))
@@ -108,29 +109,4 @@ pub(super) fn history(policy: &Policy, state: &state::State) -> Vec<PastReport> 
         text: past.text.clone(),
     })
     .collect()
-}
-
-/// Why a takeover was safe.
-pub(super) fn proof(policy: &Policy, proof: &Proof) -> String {
-    let each = |off: &[Off]| {
-        let texts = off.iter().map(|off| format!("{} {}", policy.node_name(off.node), means(policy, off)));
-        texts.collect::<Vec<_>>().join("; ")
-    };
-    match proof {
-        Proof::PowerOff { off } => format!("PowerOff: {}", each(off)),
-        Proof::Operator { who, off } if off.is_empty() => format!("Operator: {who}"),
-        Proof::Operator { off, .. } => format!("Operator: {}", each(off)),
-        Proof::WatchdogExpired { nodes } => format!("WatchdogExpired: {}", policy.names(nodes.iter())),
-        Proof::First => "First".to_owned(),
-        Proof::Released => "Released".to_owned(),
-        Proof::EpochFenced => "EpochFenced".to_owned(),
-        Proof::LeaseExpired => "LeaseExpired".to_owned(),
-    }
-}
-
-fn means(policy: &Policy, off: &Off) -> String {
-    match &off.means {
-        Means::Agent { by, agent } => format!("by {agent}, run on {} and read back", policy.node_name(*by)),
-        Means::Operator { who } => format!("by the word of {who}"),
-    }
 }

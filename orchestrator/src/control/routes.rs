@@ -1,9 +1,8 @@
 //! The routes of the control interface and what each answers.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -14,32 +13,54 @@ use orchestrator_core::units::{NodeId, VolumeId};
 use orchestrator_core::view::Health;
 use replicator::control::json::{Done, Failure, FailureReason};
 
-use super::json::{Move, NodeReport, Plan, RecordReport, Status, Switch, VolumeReport};
-use super::power;
+use super::json::{Move, NodeReport, RecordReport, Status, Switch, VolumeReport};
+use super::{explain, history, power, stack};
 use crate::clock::now;
 use crate::node::Orchestrator;
+use crate::transport::message::{Answer, Question};
 
 /// Bytes of a request's body.
 const BODY_BYTES_MAX: usize = 4 << 10;
 
-pub(super) type App = State<Arc<Orchestrator>>;
+/// Why something is so that was asked for here.
+pub(super) const OPERATOR: &str = "an operator asked for it";
 
-/// The routes.
+pub(crate) type App = State<Arc<Orchestrator>>;
+
+/// The routes of the control socket.
 pub(super) fn router(orchestrator: Arc<Orchestrator>) -> Router {
+    full_router().with_state(orchestrator)
+}
+
+/// Everything that operators may ask and tell.
+pub(crate) fn full_router() -> Router<Arc<Orchestrator>> {
     Router::new()
         .route("/v1/status", get(status))
-        .route("/v1/plan", get(plan))
+        .route("/v1/plan", get(explain::plan))
+        .route("/v1/explain/{name}", get(explain::explain))
+        .route("/v1/history", get(history::history))
+        .route("/v1/events", get(history::events))
         .route("/v1/volumes/{volume}/move", post(move_volume))
+        .route("/v1/stacks/{stack}/forgive", post(stack::forgive))
         .route("/v1/nodes/{node}/standby", post(standby))
         .route("/v1/nodes/{node}/fence", get(power::plan).post(power::fence))
         .route("/v1/nodes/{node}/confirm-off", post(power::confirm_off))
         .route("/v1/pause", post(pause))
         .fallback(no_route)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .with_state(orchestrator)
 }
 
-async fn status(State(this): App) -> Json<Status> {
+pub(super) async fn status(State(this): App) -> Json<Status> {
+    // What the decisions say to people is known where they are made.
+    let notes = match this.ask(Question::Notes).await {
+        Ok(Answer::Notes(notes)) => notes,
+        _ => Vec::new(),
+    };
+    Json(Status { notes, ..status_without_notes(&this) })
+}
+
+/// The status without what only the leader can say.
+pub(crate) fn status_without_notes(this: &Orchestrator) -> Status {
     let (applied, leadership) = (this.consensus.applied(), this.consensus.leadership());
     let (policy, state, mind, now) = (&this.options.policy, &applied.state, this.mind(), now());
     let health = this.health();
@@ -47,7 +68,7 @@ async fn status(State(this): App) -> Json<Status> {
         let (heard, suspicions) = health.get(&node.id).copied().unwrap_or((Health::Alive, 0));
         NodeReport {
             name: node.name.clone(),
-            health: word(heard).to_owned(),
+            health: heard.word().to_owned(),
             suspicions,
             standby: state.standby.contains(&node.id),
             paused: state.paused.nodes.contains(&node.id),
@@ -61,11 +82,11 @@ async fn status(State(this): App) -> Json<Status> {
             name: volume.name.clone(),
             paused: state.paused.volumes.contains(&volume.id),
             wanted: state.wanted.get(&volume.id).map(|node| policy.node_name(*node)),
-            record: state.records.get(&volume.id).map(|record| record_of(&this, record)),
+            record: state.records.get(&volume.id).map(|record| record_of(this, record)),
             lease_ms: lease,
         }
     };
-    Json(Status {
+    Status {
         cluster: this.options.cluster.clone(),
         node: policy.node_name(this.options.me),
         pid: std::process::id(),
@@ -76,17 +97,10 @@ async fn status(State(this): App) -> Json<Status> {
         paused: state.paused.cluster,
         nodes: policy.nodes.iter().map(node).collect(),
         volumes: policy.volumes.iter().map(volume).collect(),
-        notes: mind.notes.clone(),
+        stacks: stack::reports(this, state, &mind),
+        notes: Vec::new(),
         power: power::history(policy, state),
         events: mind.events(),
-    })
-}
-
-fn word(health: Health) -> &'static str {
-    match health {
-        Health::Alive => "alive",
-        Health::Quarantined { .. } => "quarantined",
-        Health::Suspected { .. } => "suspected",
     }
 }
 
@@ -99,17 +113,8 @@ fn record_of(this: &Orchestrator, record: &Record) -> RecordReport {
         opened: record.opened,
         in_sync: record.in_sync.iter().map(|node| policy.node_name(node)).collect(),
         generation: record.generation,
-        proof: power::proof(policy, &record.proof),
+        proof: record.proof.text(policy),
     }
-}
-
-async fn plan(
-    State(this): App,
-    Query(query): Query<BTreeMap<String, String>>,
-) -> Result<Json<Plan>, Refusal> {
-    let dead = query.get("dead").map(|name| node(&this, name)).transpose()?;
-    let steps = this.plan(dead).ok_or_else(|| not_leader(&this))?;
-    Ok(Json(Plan { steps }))
 }
 
 pub(super) fn not_leader(this: &Orchestrator) -> Refusal {
@@ -128,7 +133,8 @@ async fn move_volume(
     let to = request.to.map(|name| node(&this, &name)).transpose()?;
     let where_to =
         to.map_or_else(|| "nowhere in particular".to_owned(), |to| this.options.policy.node_name(to));
-    propose(&this, Command::Want { volume, node: to }, format!("{name} is wanted on {where_to}")).await
+    propose(&this, Command::Want { volume, node: to }, OPERATOR, format!("{name} is wanted on {where_to}"))
+        .await
 }
 
 async fn standby(
@@ -138,7 +144,7 @@ async fn standby(
 ) -> Result<Json<Done>, Refusal> {
     let node = node(&this, &name)?;
     let state = if request.on { "in standby" } else { "no more in standby" };
-    propose(&this, Command::Standby { node, on: request.on }, format!("{name} is {state}")).await
+    propose(&this, Command::Standby { node, on: request.on }, OPERATOR, format!("{name} is {state}")).await
 }
 
 async fn pause(State(this): App, Json(request): Json<Switch>) -> Result<Json<Done>, Refusal> {
@@ -153,15 +159,16 @@ async fn pause(State(this): App, Json(request): Json<Switch>) -> Result<Json<Don
         }
     };
     let state = if request.on { "is paused" } else { "goes on" };
-    propose(&this, Command::Pause { scope, on: request.on }, format!("{what} {state}")).await
+    propose(&this, Command::Pause { scope, on: request.on }, OPERATOR, format!("{what} {state}")).await
 }
 
 pub(super) async fn propose(
     this: &Orchestrator,
     command: Command,
+    reason: &str,
     done: String,
 ) -> Result<Json<Done>, Refusal> {
-    match this.command(command).await {
+    match this.command(command, reason).await {
         Ok(()) => Ok(Json(Done { message: done })),
         Err(text) => Err(Refusal::new(StatusCode::CONFLICT, "refused", text, None)),
     }
@@ -181,28 +188,29 @@ pub(super) fn node(this: &Orchestrator, name: &str) -> Result<NodeId, Refusal> {
     })
 }
 
-fn volume(this: &Orchestrator, name: &str) -> Result<VolumeId, Refusal> {
-    let volumes = &this.options.policy.volumes;
-    volumes.iter().find(|volume| volume.name == name).map(|volume| volume.id).ok_or_else(|| {
-        let known: Vec<&str> = volumes.iter().map(|volume| volume.name.as_str()).collect();
-        let message = format!("there is no volume \"{name}\" in this cluster");
-        Refusal::new(
-            StatusCode::NOT_FOUND,
-            "unknown-volume",
-            message,
-            format!("its volumes are: {}", known.join(", ")),
-        )
+/// The volume of that name, or the one that decides where the stack of that name is.
+pub(super) fn volume(this: &Orchestrator, name: &str) -> Result<VolumeId, Refusal> {
+    let policy = &this.options.policy;
+    let found = policy.volumes.iter().find(|volume| volume.name == name).map(|volume| volume.id);
+    let stack = || policy.stacks.iter().find(|stack| stack.name == name)?.volumes.first().copied();
+    found.or_else(stack).ok_or_else(|| {
+        let stacks = policy.stacks.iter().map(|stack| stack.name.as_str());
+        let known: Vec<&str> =
+            policy.volumes.iter().map(|volume| volume.name.as_str()).chain(stacks).collect();
+        let message = format!("there is no volume or stack \"{name}\" in this cluster");
+        let hint = format!("there are: {}", known.join(", "));
+        Refusal::new(StatusCode::NOT_FOUND, "unknown-volume", message, hint)
     })
 }
 
 /// An error as it is sent.
-pub(super) struct Refusal {
+pub(crate) struct Refusal {
     status: StatusCode,
     reason: FailureReason,
 }
 
 impl Refusal {
-    pub(super) fn new(
+    pub(crate) fn new(
         status: StatusCode,
         code: &str,
         message: impl Into<String>,

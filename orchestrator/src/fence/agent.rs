@@ -2,22 +2,16 @@
 //! group of its own, so that when its time is over nothing of it is left. What it is told is never shown, and a password
 //! is cut out of what it says.
 
-use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use orchestrator_core::fence::Outcome;
 use replicator::config::FenceDevice;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
-/// Bytes that are read of what an agent says.
-const OUTPUT_BYTES_MAX: u64 = 256 << 10;
-/// Bytes of its last words that are shown.
-const WORDS_BYTES_MAX: usize = 300;
+use crate::process::{self, End, Leaves, shown};
+
 /// Bytes that an agent may be told: a pipe takes them at once, whether the agent reads or not.
 const INPUT_BYTES_MAX: usize = 16 << 10;
 /// Where agents are looked for beside `PATH`, which a service manager may have made short.
@@ -58,100 +52,27 @@ pub(super) fn input(device: &FenceDevice, target: &str, action: &str) -> Vec<u8>
     input
 }
 
-/// Runs `program` with these lines, for no longer than `timeout`. `secret` is not repeated.
+/// Runs `program` with these lines, for no longer than `timeout`. `secret` is not repeated. Whatever it has left running
+/// goes with it.
 pub(super) fn call(program: &Path, input: &[u8], secret: Option<&[u8]>, timeout: Duration) -> Answer {
-    let failed =
-        |why: String| Answer { outcome: Outcome::Failed(why), output: Vec::new(), words: String::new() };
     if input.len() > INPUT_BYTES_MAX {
-        return failed(format!("its options have {} bytes, {INPUT_BYTES_MAX} is the most", input.len()));
+        let why = format!("its options have {} bytes, {INPUT_BYTES_MAX} is the most", input.len());
+        return Answer { outcome: Outcome::Failed(why), output: Vec::new(), words: String::new() };
     }
-    let deadline = Instant::now() + timeout;
-    let mut child = match spawn(program) {
-        Ok(child) => child,
-        Err(error) => return failed(error.to_string()),
+    let never = AtomicBool::new(false);
+    let answer = process::call(&mut Command::new(program), input, timeout, Leaves::Nothing, &never);
+    let outcome = match answer.end {
+        End::Exited(code) => Outcome::Exited(code),
+        End::TimedOut | End::BrokenOff => Outcome::TimedOut,
+        End::Failed(why) => Outcome::Failed(why),
     };
-    let group = Group(Pid::from_child(&child));
-    // Agents that do not read, as for their description, have closed the pipe perhaps.
-    let _ = child.stdin.take().expect("it is piped").write_all(input);
-    let output = collect(child.stdout.take().expect("it is piped"));
-    let words = collect(child.stderr.take().expect("it is piped"));
-    let outcome = wait(&mut child, deadline);
-    // Whatever it has left running goes with it; only then do the pipes end for sure.
-    drop(group);
-    let _ = child.wait();
-    let (output, words) = (output.join().unwrap_or_default(), words.join().unwrap_or_default());
-    Answer { outcome, output, words: shown(&words, secret) }
-}
-
-fn spawn(program: &Path) -> io::Result<Child> {
-    let piped = Stdio::piped;
-    Command::new(program).process_group(0).stdin(piped()).stdout(piped()).stderr(piped()).spawn()
-}
-
-/// All processes of an agent; killed when it is dropped.
-struct Group(Pid);
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        // None left is what is wanted.
-        let _ = kill_process_group(self.0, Signal::KILL);
-    }
-}
-
-fn wait(child: &mut Child, deadline: Instant) -> Outcome {
-    let pid = Pid::from_child(child);
-    let ended = match pidfd_open(pid, PidfdFlags::empty()) {
-        Ok(ended) => ended,
-        Err(error) => return Outcome::Failed(format!("it cannot be waited for: {error}")),
-    };
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Outcome::TimedOut;
-        }
-        let left = Timespec::try_from(left).expect("timeouts are short");
-        let mut waited = [PollFd::from_borrowed_fd(ended.as_fd(), PollFlags::IN)];
-        match poll(&mut waited, Some(&left)) {
-            Ok(0) | Err(rustix::io::Errno::INTR) => {}
-            Ok(_) => break,
-            Err(error) => return Outcome::Failed(format!("it cannot be waited for: {error}")),
-        }
-    }
-    match child.wait() {
-        Ok(status) => match (status.code(), status.signal()) {
-            (Some(code), _) => Outcome::Exited(code),
-            (None, signal) => Outcome::Failed(format!("it was killed by signal {}", signal.unwrap_or(0))),
-        },
-        Err(error) => Outcome::Failed(format!("it cannot be waited for: {error}")),
-    }
-}
-
-/// Reads up to a limit, and then to the end without keeping it, so that the agent does not block.
-fn collect(mut pipe: impl Read + Send + 'static) -> std::thread::JoinHandle<Vec<u8>> {
-    std::thread::spawn(move || {
-        let mut kept = Vec::new();
-        let _ = (&mut pipe).take(OUTPUT_BYTES_MAX).read_to_end(&mut kept);
-        let _ = io::copy(&mut pipe, &mut io::sink());
-        kept
-    })
-}
-
-/// The end of what an agent said, on one line and without its password.
-fn shown(bytes: &[u8], secret: Option<&[u8]>) -> String {
-    let mut text = String::from_utf8_lossy(bytes).into_owned();
-    if let Some(secret) = secret.map(String::from_utf8_lossy).filter(|secret| !secret.is_empty()) {
-        text = text.replace(secret.as_ref(), "***");
-    }
-    let words: Vec<&str> = text.split(|c: char| c.is_whitespace() || c.is_control()).collect();
-    let text = words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ");
-    let start = text.len().saturating_sub(WORDS_BYTES_MAX);
-    let start = (start..=text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(0);
-    text[start..].to_owned()
+    Answer { outcome, output: answer.output, words: shown(&answer.errors, secret) }
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use std::os::unix::fs::PermissionsExt;
+    use std::time::Instant;
 
     use super::*;
 
@@ -218,7 +139,7 @@ pub(super) mod tests {
     fn garbage_without_end_is_cut_off() {
         let answer = run("head -c 1000000 /dev/zero | tr '\\0' x; exit 1", LONG);
         assert_eq!(answer.outcome, Outcome::Exited(1));
-        assert_eq!(answer.output.len() as u64, OUTPUT_BYTES_MAX);
+        assert_eq!(answer.output.len(), 256 << 10);
     }
 
     #[test]

@@ -7,9 +7,10 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, VoteRequest,
     VoteResponse,
 };
-use orchestrator_core::decide::Seal;
+use orchestrator_core::decide::{Explanation, Note, Planned, Seal};
+use orchestrator_core::history::Entry;
 use orchestrator_core::record::Refused;
-use orchestrator_core::state::{Command, State};
+use orchestrator_core::state::State;
 use orchestrator_core::units::{NodeId, VolumeId};
 use orchestrator_core::view::Report;
 use serde::de::DeserializeOwned;
@@ -44,9 +45,41 @@ pub(crate) enum Request {
     /// What a node says of itself to whom it takes for the leader.
     Report(ReportRequest),
     /// An entry that the leader is asked to propose.
-    Propose(Command),
+    Propose(Entry),
+    /// Something that only the leader can say.
+    Ask(Question),
     /// A replica is to promise an epoch.
     Seal(Seal),
+}
+
+/// What only the leader can say, since it follows from what all nodes report.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Question {
+    /// Why a volume is as it is.
+    Volume(VolumeId),
+    /// Why a node is.
+    Node(NodeId),
+    /// What would happen.
+    Plan(Supposed),
+    /// What the decisions say to people now.
+    Notes,
+}
+
+/// What is supposed to happen, in a plan.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) enum Supposed {
+    Nothing,
+    Dies(NodeId),
+    Cut(NodeId, NodeId),
+    DiskFails(NodeId, Option<VolumeId>),
+}
+
+/// The leader's answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Answer {
+    Explained(Explanation),
+    Planned(Vec<Planned>),
+    Notes(Vec<Note>),
 }
 
 /// What a node says of itself.
@@ -82,6 +115,7 @@ pub(crate) enum Response {
     Sealed(Report),
     /// Only the leader can do that; perhaps this is who.
     NotLeader(Option<NodeId>),
+    Answer(Answer),
     Failed(String),
 }
 
@@ -94,6 +128,8 @@ pub(crate) struct ReportAnswer {
     pub(crate) granted: Vec<VolumeId>,
     /// Why others were not.
     pub(crate) withheld: Vec<(VolumeId, String)>,
+    /// When one of them can be granted at the earliest, if that is known.
+    pub(crate) again_ms: Option<u64>,
 }
 
 /// Writes one frame.

@@ -161,6 +161,20 @@ pub enum Command {
         /// What to keep.
         plan: Box<BranchPlan>,
     },
+    /// Make the backing disk hold so many bytes, durably, if it is a file and holds fewer; say how many it holds.
+    GrowDisk {
+        /// Comes back with the answer.
+        token: Token,
+        /// How many.
+        bytes: u64,
+    },
+    /// Other replicas than before take part: see the status.
+    Replicas,
+    /// The volume that clients see has another size.
+    VolumeSize {
+        /// How many bytes.
+        bytes: u64,
+    },
     /// Something an operator would want in the log.
     Report(Report),
     /// The machine has stopped in order; nothing follows.
@@ -227,6 +241,11 @@ pub enum Report {
     FreezeBegan(Position),
     /// Apply goes on, and the frozen export has ended, for this reason.
     FreezeEnded(String),
+    /// The copy here has another size.
+    Grown {
+        /// How many bytes.
+        bytes: u64,
+    },
     /// The role changed.
     Role(String),
     /// The state of a peer changed.
@@ -263,6 +282,20 @@ pub enum Report {
         /// Which block of 4096 bytes.
         block: u64,
     },
+    /// A block of the backing disk is not what was written there.
+    Rotten {
+        /// Which block of 4096 bytes.
+        block: u64,
+    },
+    /// Checksums of blocks could not be believed: nothing is known of them until they are written, or scrubbed.
+    SumsLost {
+        /// The first block of the page they lie in.
+        block: u64,
+        /// Sectors of the page, each for 126 blocks.
+        sectors: u64,
+    },
+    /// How a scrub goes, or went.
+    Scrub(String),
     /// It was written anew with what another replica holds.
     Mended {
         /// Which block of 4096 bytes.

@@ -109,6 +109,9 @@ fn yielding(mine: &Hello, theirs: &Hello) -> Verdict {
         (false, true) => (theirs, mine),
         _ => return Verdict::Idle,
     };
+    if let Some(reason) = size_conflict(source, target) {
+        return refuse(reason);
+    }
     match promise_conflict(source, target).map_or_else(|| common_point(source, target), Err) {
         Ok(common) if source.node == mine.node => Verdict::Lend { common },
         Ok(_) => Verdict::Borrow,
@@ -126,10 +129,10 @@ fn identity_conflict(config: &Config, mine: &Hello, theirs: &Hello) -> Option<St
             "the peer's replica has the identity of this one: one was copied from the other; create it anew",
         ));
     }
-    if (mine.volume_bytes, mine.block_bytes) != (theirs.volume_bytes, theirs.block_bytes) {
+    if mine.block_bytes != theirs.block_bytes {
         return Some(format!(
-            "the replicas differ in size: here {} bytes in blocks of {}, there {} bytes in blocks of {}",
-            mine.volume_bytes, mine.block_bytes, theirs.volume_bytes, theirs.block_bytes
+            "the replicas differ in their blocks: here they have {} bytes, there {}",
+            mine.block_bytes, theirs.block_bytes
         ));
     }
     None
@@ -141,6 +144,17 @@ struct Way {
     common: Sequence,
     /// Whether the journal alone does not suffice.
     needs_blocks: bool,
+}
+
+/// Why `target` cannot have the size that `source` has. One that is smaller grows with the stream, or with the blocks.
+fn size_conflict(source: &Hello, target: &Hello) -> Option<String> {
+    (target.volume_bytes > source.volume_bytes).then(|| {
+        format!(
+            "the Secondary's copy has {} bytes, the Primary's {}: it was grown, or created larger, apart from the Primary, and \
+             no copy shrinks; create it anew with `holdfast create --force`",
+            target.volume_bytes, source.volume_bytes
+        )
+    })
 }
 
 /// Why `target` may not follow the reign of `source` though nothing else is against it.
@@ -169,6 +183,7 @@ fn source_conflict(source: &Hello, target: &Hello) -> Result<Way, Conflict> {
         .into());
     }
     let common = common_point(source, target)?;
+    let too_large = size_conflict(source, target);
     let promised_to_clients = may_be_acknowledged(target, source);
     if promised_to_clients > common {
         let reason = format!(
@@ -177,7 +192,7 @@ fn source_conflict(source: &Hello, target: &Hello) -> Result<Way, Conflict> {
         );
         return Err(Conflict::Fork(common, reason));
     }
-    if let Some(reason) = promise_conflict(source, target) {
+    if let Some(reason) = too_large.or_else(|| promise_conflict(source, target)) {
         return Err(reason.into());
     }
     if target.promised == source.record.epoch

@@ -51,6 +51,8 @@ pub struct Config {
     /// Whether a configuration manager decides who is Primary and who is in sync, and grants leases; else the operator
     /// does, and there are none.
     pub managed: bool,
+    /// Bytes that the backing disk holds; no fewer than the volume has.
+    pub disk_bytes: u64,
     /// Bytes of the arena, a multiple of 64 pages.
     pub arena_bytes: usize,
     /// Frames that may be closed and not yet committed; more lets latency hide, fewer lets writes gather.
@@ -65,6 +67,10 @@ pub struct Config {
     pub disk_timeout_ms: u64,
     /// Bytes applied after which a checkpoint is taken.
     pub checkpoint_bytes: u64,
+    /// Pages of checksums of blocks at rest that may be in memory: each is 4 KiB, for 1,008 blocks.
+    pub sum_pages_max: usize,
+    /// How long after a scrub the next one begins by itself; 0 if none does.
+    pub scrub_interval_ms: u64,
     /// Bytes that may be under way to one peer.
     pub send_window_bytes: u64,
 }

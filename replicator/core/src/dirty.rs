@@ -46,6 +46,7 @@ const LEAF: u32 = 2;
 #[derive(Clone, Debug)]
 pub struct DirtyMap {
     blocks: u64,
+    image_bytes: usize,
     leaves_max: usize,
     /// Empty while nothing is dirty.
     groups: Vec<u32>,
@@ -104,7 +105,33 @@ impl DirtyMap {
         assert!(fixed <= image_bytes, "the layout keeps a bit for each block");
         let leaves_max = (image_bytes - fixed) / LEAF_BYTES;
         let (groups, leaves, free) = (Vec::new(), Vec::new(), Vec::new());
-        Self { blocks, leaves_max, groups, leaves, free, dirty_blocks: 0 }
+        Self { blocks, image_bytes, leaves_max, groups, leaves, free, dirty_blocks: 0 }
+    }
+
+    /// Bytes that the image of a map of a volume of this size takes at least: the groups' states.
+    #[must_use]
+    pub fn image_bytes_min(volume_bytes: u64) -> u64 {
+        (IMAGE_HEADER_BYTES + states_bytes(groups_of(volume_bytes.div_ceil(BLOCK_BYTES)))) as u64
+    }
+
+    /// The volume has `volume_bytes` from now on, no fewer than before. What was dirty is so still. The image stays as
+    /// large as it was, so that more of it may have to be counted in whole groups.
+    ///
+    /// # Panics
+    /// If the image has no room even for the groups' states.
+    pub fn grow(&mut self, volume_bytes: u64) {
+        let blocks = volume_bytes.div_ceil(BLOCK_BYTES);
+        assert!(blocks >= self.blocks, "a volume does not shrink");
+        let fixed = IMAGE_HEADER_BYTES + states_bytes(groups_of(blocks));
+        assert!(fixed <= self.image_bytes, "whoever lets a volume grow looks at the room for its maps");
+        self.leaves_max = (self.image_bytes - fixed) / LEAF_BYTES;
+        self.blocks = blocks;
+        if !self.groups.is_empty() {
+            self.groups.resize(groups_of(blocks), CLEAN);
+            // A last group that was full is full of its new blocks, too.
+            let words = 0..self.words();
+            self.dirty_blocks = words.map(|word| u64::from(self.word(word).count_ones())).sum();
+        }
     }
 
     /// Whether nothing is dirty.
@@ -360,12 +387,13 @@ impl DirtyMap {
         }
         reader.skip(2)?;
         let (found, blocks, leaves) = (reader.u64()?, reader.u64()?, reader.u32()? as usize);
-        if found != generation || blocks != self.blocks {
+        // The volume may have grown since it was written.
+        if found != generation || blocks > self.blocks {
             return Err(ImageError::Other);
         }
-        let groups = groups_of(self.blocks);
+        let groups = groups_of(blocks);
         let states_end = IMAGE_HEADER_BYTES + states_bytes(groups);
-        if leaves > self.leaves_max || bytes.len() != states_end + leaves * LEAF_BYTES {
+        if leaves > self.image_bytes / LEAF_BYTES || bytes.len() != states_end + leaves * LEAF_BYTES {
             return Err(ImageError::Bounds("length"));
         }
         let mut leaf_bytes = bytes[states_end..].chunks_exact(LEAF_BYTES);
@@ -497,12 +525,31 @@ mod tests {
     }
 
     #[test]
+    fn a_map_of_a_volume_that_grew_has_what_was_dirty_and_more_only_in_the_last_group() {
+        for old in [4096, (5 << 20) + 512, 6 << 20] {
+            let mut map = DirtyMap::new(old, 4096);
+            map.set_bytes(0, 1);
+            map.set_bytes(4 << 20, old.saturating_sub(4 << 20));
+            let (before, image) = (dirty(&map), map.encode(3));
+            let mut read = DirtyMap::new(64 << 20, 4096);
+            read.decode(&image, 3).unwrap();
+            map.grow(64 << 20);
+            for map in [map, read] {
+                let after = dirty(&map);
+                assert!(after.is_superset(&before));
+                assert!(after.iter().all(|block| before.contains(block) || *block < (6 << 20) / 4096));
+                assert_eq!(map.dirty_blocks(), after.len() as u64);
+            }
+        }
+    }
+
+    #[test]
     fn another_write_or_volume_is_refused() {
         let mut map = map_of(1 << 20);
         map.set_bytes(0, 1);
         let image = map.encode(5);
         assert_eq!(map.clone().decode(&image, 6), Err(ImageError::Other));
-        assert_eq!(map_of(2 << 20).decode(&image, 5), Err(ImageError::Other));
+        assert_eq!(map_of((1 << 20) - 4096).decode(&image, 5), Err(ImageError::Other));
         let mut bad = image;
         bad[70] ^= 1;
         assert_eq!(map.decode(&bad, 5), Err(ImageError::Crc));

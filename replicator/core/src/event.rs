@@ -3,6 +3,8 @@
 
 use alloc::string::String;
 
+use crate::bookmarks::BookmarkName;
+use crate::config::PeerConfig;
 use crate::units::{
     AdminId, Buffer, Epoch, Instant, LinkId, NodeId, NodeSet, ReignId, RequestId, Span, Token,
 };
@@ -152,6 +154,14 @@ pub enum Event<'a> {
         result: Result<(), String>,
     },
 
+    /// The backing disk was looked at, and enlarged where it is a file: so many bytes it holds, durably.
+    DiskGrown {
+        /// Of the command.
+        token: Token,
+        /// How many, or why it could not be enlarged.
+        result: Result<u64, Errno>,
+    },
+
     /// A connection to `peer` stands and both ends have proven the secret.
     LinkUp {
         /// Names the connection.
@@ -257,8 +267,24 @@ pub enum AdminAction {
         /// Whose copy is right where nothing proves which one is; `None` is the Primary's.
         trust: Option<NodeId>,
     },
+    /// Have the volume grow.
+    Grow {
+        /// To so many bytes.
+        bytes: u64,
+    },
+    /// Take in another replica.
+    AddReplica(PeerConfig),
+    /// Let a replica go for good.
+    RemoveReplica {
+        /// Whose.
+        node: NodeId,
+    },
     /// End the verify under way.
     StopVerify,
+    /// Read every block of the disk here, and have written anew what is bad.
+    Scrub,
+    /// End the scrub under way.
+    StopScrub,
     /// Discard the data here: the copy is written anew by whoever is, or becomes, Primary.
     Invalidate,
     /// Give up what a copy has past the point where its log parted from the others': it is kept as a branch, and the
@@ -271,6 +297,16 @@ pub enum AdminAction {
     FreezeApply,
     /// End that.
     Thaw,
+    /// Note from now on which blocks of the copy here change.
+    AddBookmark {
+        /// Its name.
+        name: BookmarkName,
+    },
+    /// Stop noting that.
+    DeleteBookmark {
+        /// Its name.
+        name: BookmarkName,
+    },
     /// Stop in order: everything journaled synced, applied as far as allowed, superblock clean.
     Stop,
 }

@@ -14,7 +14,7 @@ use thiserror::Error;
 use crate::bytes::{Reader, Short, Writer};
 use crate::chain::{self, ENTRY_BYTES};
 use crate::disk::superblock::Cut;
-use crate::limits::{FRAME_BYTES_MAX, FRAME_ENTRIES_MAX, FRAME_HEADER_BYTES};
+use crate::limits::{FRAME_BYTES_MAX, FRAME_ENTRIES_MAX, FRAME_HEADER_BYTES, VOLUME_BYTES_MAX};
 use crate::units::{
     Chain, Epoch, PAGE_BYTES, Position, ReignId, RingOffset, SECTOR_BYTES, Sequence, VolumeId,
 };
@@ -38,7 +38,7 @@ pub enum EntryKind {
     Trim = 3,
     /// A reign begins; no range.
     EpochStart = 4,
-    /// The volume's size becomes `length`.
+    /// The volume grows by the range, which lies behind its end and reads as zeros; alone in its frame.
     Resize = 5,
 }
 
@@ -113,7 +113,7 @@ impl Entry {
     /// Whether it changes bytes of the volume.
     #[must_use]
     pub fn has_range(&self) -> bool {
-        matches!(self.kind, EntryKind::Write | EntryKind::Zeroes | EntryKind::Trim)
+        self.kind != EntryKind::EpochStart
     }
 }
 
@@ -383,11 +383,26 @@ pub fn check_for_log(
             return Err(FrameError::Bounds("epoch start"));
         }
         let end = entry.offset.saturating_add(entry.length);
-        if entry.kind == EntryKind::Resize || (entry.has_range() && end > volume_bytes) {
+        let within = match entry.kind {
+            EntryKind::EpochStart => true,
+            // A replica that is brought level by blocks may know the new size before the entry comes.
+            EntryKind::Resize => {
+                header.entries == 1 && entry.offset <= volume_bytes && end <= VOLUME_BYTES_MAX
+            }
+            _ => end <= volume_bytes,
+        };
+        if !within {
             return Err(FrameError::Bounds("range in the volume"));
         }
     }
     Ok(())
+}
+
+/// The size that the volume has after the frame that `block` begins with, if the frame changes it.
+#[must_use]
+pub fn size_after(block: &[u8], header: &FrameHeader) -> Option<u64> {
+    let first = entries(block, header).next()?.ok()?;
+    (first.kind == EntryKind::Resize).then_some(first.offset + first.length)
 }
 
 /// Checks the CRC of every payload of a whole frame.

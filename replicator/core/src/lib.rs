@@ -18,6 +18,7 @@
 extern crate alloc;
 
 pub mod batch;
+pub mod bookmarks;
 pub mod bytes;
 pub mod chain;
 pub mod command;
@@ -37,6 +38,7 @@ pub mod pace;
 pub mod pool;
 pub mod recovery;
 pub mod status;
+pub mod sums;
 pub mod tracker;
 pub mod units;
 pub mod wire;

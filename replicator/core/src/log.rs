@@ -199,6 +199,24 @@ impl Log {
         (frame.first <= sequence).then_some(self.front + index as u64)
     }
 
+    /// Bytes of the ring behind entry `sequence`, up to the head; more, by at most the spacing of the index, where its
+    /// frame is not kept. `None` if it lies before the tail.
+    #[must_use]
+    pub fn bytes_behind(&self, sequence: Sequence) -> Option<u64> {
+        let kept = self.frames.partition_point(|frame| frame.last() <= sequence);
+        let is_kept = self.frames.front().is_some_and(|front| front.first <= sequence.next());
+        let end = match kept.checked_sub(1).and_then(|before| self.frames.get(before)) {
+            Some(frame) => frame.ring_end(),
+            None if is_kept => self.frames.front()?.ring_offset,
+            None if sequence >= self.head.position.sequence => self.head.ring_offset,
+            None => {
+                let known = self.index.partition_point(|point| point.position.sequence <= sequence);
+                self.index.get(known.checked_sub(1)?)?.ring_offset
+            }
+        };
+        Some(self.head.ring_offset.0 - end.0)
+    }
+
     /// Number of the first frame above `applied`.
     #[must_use]
     pub fn first_unapplied(&self) -> u64 {
@@ -472,6 +490,15 @@ impl Log {
         self.index.push_back(self.head);
     }
 
+    /// The next frame goes to `at`, or behind it: something else lies before.
+    ///
+    /// # Panics
+    /// If that is before the end of the log.
+    pub fn skip_to(&mut self, at: RingOffset) {
+        assert!(at >= self.head.ring_offset, "the ring is filled forwards");
+        self.head.ring_offset = at;
+    }
+
     /// Whether the bytes of some frame are still in memory.
     #[must_use]
     pub fn has_buffers(&self) -> bool {
@@ -482,5 +509,46 @@ impl Log {
     #[must_use]
     pub fn used_bytes(&self) -> u64 {
         self.head.ring_offset.0 - self.tail().ring_offset.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::{ReignId, VolumeId};
+
+    #[test]
+    fn what_lies_behind_an_entry_is_known_as_long_as_the_log_reaches_back() {
+        let layout = Layout::with(1 << 30, 64 << 20, false).unwrap();
+        let begin = LogPoint {
+            ring_offset: RingOffset(0),
+            position: Position { epoch: Epoch(1), sequence: Sequence(5) },
+            chain: Chain(0),
+        };
+        let mut log = Log::new(layout, begin, begin, 16);
+        assert_eq!(log.bytes_behind(Sequence(5)), Some(0));
+        for turn in 0..3_u64 {
+            let header = FrameHeader {
+                volume: VolumeId(1),
+                epoch: Epoch(1),
+                reign: ReignId(1),
+                first: Sequence(6 + 2 * turn),
+                entries: 2,
+                total_bytes: 8192,
+                chain_before: Chain(0),
+                chain_after: Chain(0),
+                committed: Sequence(0),
+                stable: Sequence(0),
+                closed_ms: 0,
+            };
+            log.push(&header, RingOffset(8192 * turn), Sequence(0), None);
+        }
+        let behind = |sequence| log.bytes_behind(Sequence(sequence));
+        assert_eq!(
+            [behind(5), behind(7), behind(9), behind(11)],
+            [Some(24576), Some(16384), Some(8192), Some(0)]
+        );
+        assert_eq!(behind(8), Some(16384), "half a frame is not journaled");
+        assert_eq!(behind(4), None, "that is before the tail");
     }
 }

@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 
 use thiserror::Error;
 
+use crate::bookmarks::{Bookmarks, TABLE_BYTES, Table};
 use crate::dirty::DirtyMap;
 use crate::disk::layout::{Layout, LayoutError};
 use crate::disk::superblock::Superblock;
@@ -50,8 +51,12 @@ pub struct Recovered {
     pub stable: Sequence,
     /// The reigns of the log.
     pub history: History,
+    /// The entries that are not applied and change the volume's size, and to what.
+    pub sizes: Vec<(Sequence, u64)>,
     /// What peers may lack, as far as it was saved.
     pub trackers: Vec<(NodeId, Tracker)>,
+    /// The bookmarks; `None` if there were some and which ones cannot be told any more.
+    pub bookmarks: Option<Bookmarks>,
     /// Blocks that differ from what the copy is complete for, while it is being brought level after a fork. They are
     /// not in the journal: whoever keeps the branch puts them here.
     pub diverged: Option<DirtyMap>,
@@ -97,17 +102,18 @@ pub fn recover(
     boot_id: u128,
     reader: &mut impl JournalReader,
 ) -> Result<Recovered, RecoverError> {
-    let layout = Layout::new(superblock.volume_bytes, superblock.journal_bytes)?;
+    let layout = superblock.layout()?;
     // What is read from here on is durable: a tail that lives in a cache only must not be counted on.
     reader.sync().map_err(|errno| RecoverError::Device { device_offset: 0, errno })?;
     let trackers = read_trackers(superblock, &layout, reader)?;
+    let bookmarks = read_bookmarks(superblock, &layout, reader)?;
     let mut scan = Scan::new(superblock, layout, reader);
     scan.run()?;
     scan.check_for_rot()?;
     if !superblock.clean {
         scan.settle()?;
     }
-    let Scan { log, stable, history, reign_ms, .. } = scan;
+    let Scan { log, stable, history, reign_ms, sizes, .. } = scan;
     let mut superblock = *superblock;
     let survived = superblock.clean || (superblock.boot_id == boot_id && !superblock.volatile_acks);
     superblock.proven &= survived;
@@ -115,7 +121,7 @@ pub fn recover(
     superblock.reign_ms = reign_ms;
     superblock.boot_id = boot_id;
     superblock.repairs += u64::from(repaired);
-    Ok(Recovered { superblock, log, stable, history, trackers, diverged: None })
+    Ok(Recovered { superblock, log, stable, history, trackers, sizes, bookmarks, diverged: None })
 }
 
 /// A tracker of a peer of which nothing was saved: whoever is behind the checkpoint is not covered.
@@ -136,18 +142,9 @@ fn read_trackers(
     for (slot, head) in maps.slots.iter().enumerate() {
         let Some(node) = head.node else { continue };
         let mut map = DirtyMap::new(superblock.volume_bytes, layout.map_bytes);
-        let is_sound = if head.image_bytes == 0 {
-            true
-        } else if head.image_bytes > layout.map_bytes {
-            false
-        } else {
-            let device_offset = layout.map_at(maps.copy, slot);
-            let length = usize::try_from(head.image_bytes).expect("bounded by the layout");
-            let mut bytes = vec![0; length.next_multiple_of(PAGE_BYTES)];
-            let read = reader.read_at(device_offset, &mut bytes);
-            read.map_err(|errno| RecoverError::Device { device_offset, errno })?;
-            map.decode(&bytes[..length], maps.generation).is_ok()
-        };
+        let image = read_image(layout.map_at(maps.copy, slot), head.image_bytes, layout, reader)?;
+        let decode = |bytes: &Vec<u8>| bytes.is_empty() || map.decode(bytes, maps.generation).is_ok();
+        let is_sound = image.as_ref().is_some_and(decode);
         // A damaged map covers nothing: its peer is compared in full when the journal does not reach back.
         let applied = Base { position: applied.position, chain: applied.chain };
         let tracker =
@@ -155,6 +152,49 @@ fn read_trackers(
         trackers.push((node, tracker));
     }
     Ok(trackers)
+}
+
+/// An image of a map, empty if there is none; nothing if it cannot be as long as it is said to be.
+fn read_image(
+    device_offset: u64,
+    image_bytes: u64,
+    layout: &Layout,
+    reader: &mut impl JournalReader,
+) -> Result<Option<Vec<u8>>, RecoverError> {
+    if image_bytes > layout.map_bytes {
+        return Ok(None);
+    }
+    let length = usize::try_from(image_bytes).expect("bounded by the layout");
+    let mut bytes = vec![0; length.next_multiple_of(PAGE_BYTES)];
+    if length > 0 {
+        let read = reader.read_at(device_offset, &mut bytes);
+        read.map_err(|errno| RecoverError::Device { device_offset, errno })?;
+    }
+    bytes.truncate(length);
+    Ok(Some(bytes))
+}
+
+fn read_bookmarks(
+    superblock: &Superblock,
+    layout: &Layout,
+    reader: &mut impl JournalReader,
+) -> Result<Option<Bookmarks>, RecoverError> {
+    if !superblock.bookmarks || !superblock.bookmark_room {
+        return Ok(Some(Bookmarks::default()));
+    }
+    let (copy, generation) = (superblock.maps.copy, superblock.maps.generation);
+    let device_offset = layout.bookmarks_at(copy);
+    let mut bytes = vec![0; TABLE_BYTES];
+    let read = reader.read_at(device_offset, &mut bytes);
+    read.map_err(|errno| RecoverError::Device { device_offset, errno })?;
+    let Some(table) = Table::decode(&bytes, generation) else { return Ok(None) };
+    let mut images = Vec::new();
+    for (index, image_bytes) in table.image_bytes().enumerate() {
+        images.push(read_image(layout.bookmark_map_at(copy, index), image_bytes, layout, reader)?);
+    }
+    let empty = DirtyMap::new(superblock.volume_bytes, layout.map_bytes);
+    let is_behind = superblock.bookmarks_behind;
+    Ok(Some(Bookmarks::restore(&table, &images, generation, is_behind, &empty)))
 }
 
 /// The scan of one journal.
@@ -168,6 +208,8 @@ struct Scan<'a, R> {
     history: History,
     /// When the newest reign began.
     reign_ms: u64,
+    /// The entries that are not applied and change the volume's size, and to what.
+    sizes: Vec<(Sequence, u64)>,
     bytes: Vec<u8>,
     /// What was wrong where the log ends.
     stopped_by: FrameError,
@@ -186,6 +228,7 @@ impl<'a, R: JournalReader> Scan<'a, R> {
             known_durable: superblock.durable.max(applied.position.sequence),
             history,
             reign_ms: superblock.reign_ms,
+            sizes: Vec::new(),
             bytes: vec![0; FRAME_BYTES_MAX],
             stopped_by: FrameError::Magic,
         }
@@ -259,7 +302,8 @@ impl<'a, R: JournalReader> Scan<'a, R> {
         if header.epoch > self.superblock.promised || frame::is_cut(&header, &local, self.superblock.cut) {
             return Err(FrameError::Bounds("epoch"));
         }
-        frame::check_for_log(&self.bytes, &header, head.position.epoch, self.superblock.volume_bytes)?;
+        let volume_bytes = self.sizes.last().map_or(self.superblock.volume_bytes, |(_, bytes)| *bytes);
+        frame::check_for_log(&self.bytes, &header, head.position.epoch, volume_bytes)?;
         Ok((header, local))
     }
 
@@ -273,6 +317,11 @@ impl<'a, R: JournalReader> Scan<'a, R> {
                 first: header.first,
                 chain_before: header.chain_before,
             });
+        }
+        if let Some(bytes) = frame::size_after(&self.bytes, header)
+            && header.first > self.superblock.applied_through.position.sequence
+        {
+            self.sizes.push((header.first, bytes.max(self.superblock.volume_bytes)));
         }
         self.stable = self.stable.max(local.stable).max(header.stable);
         self.known_durable = self.known_durable.max(local.durable);

@@ -4,8 +4,9 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
+use crate::bookmarks::BookmarkStatus;
 use crate::config::Protocol;
-use crate::disk::superblock::{DiskState, Record};
+use crate::disk::superblock::{DiskState, Record, ScrubRecord};
 use crate::units::{Chain, Epoch, Instant, NodeId, NodeSet, Position, Sequence};
 use crate::wire::message::Ack;
 
@@ -77,8 +78,13 @@ pub struct PeerStatus {
     pub disk_state: Option<DiskState>,
     /// Whether it is in the in-sync set.
     pub member: bool,
+    /// Whether anything came from it within two intervals of probing.
+    pub answers: bool,
     /// What it last acknowledged.
     pub ack: Ack,
+    /// Bytes of this log that it has not in its journal; `None` if nothing is sent to it, or the log does not reach back as
+    /// far.
+    pub lag_bytes: Option<u64>,
     /// The resync of its copy from here, if one is under way.
     pub resync: Option<Progress>,
     /// Blocks of its copy that may differ, as far as the journal does not say it.
@@ -150,6 +156,25 @@ pub struct Progress {
     pub elapsed_ms: u64,
     /// Bytes a second it may take while clients write.
     pub allowed_rate: u64,
+    /// The target gathers all of it before it gives up what it has.
+    pub is_staged: bool,
+}
+
+/// What the target of a resync has gathered in its journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Staged {
+    /// Blocks and stream are gathered; the copy is what it was.
+    Gathering {
+        /// Bytes of the ring that they have.
+        bytes: u64,
+        /// Bytes that they may have besides.
+        free_bytes: u64,
+    },
+    /// All is gathered, and the blocks are put in place.
+    Replaying {
+        /// Items of blocks that are left.
+        items_left: u64,
+    },
 }
 
 impl Progress {
@@ -243,6 +268,43 @@ pub struct VerifyStatus {
     pub peers: Vec<VerifiedPeer>,
 }
 
+/// Checksums of blocks at rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SumsStatus {
+    /// Bytes of them in memory.
+    pub memory_bytes: u64,
+    /// Bytes of them on the journal device.
+    pub area_bytes: u64,
+    /// Sectors of them that could not be believed since the process started.
+    pub damaged_sectors: u64,
+    /// The last scrub that went through to its end.
+    pub last: Option<ScrubRecord>,
+}
+
+/// A scrub since the process started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScrubStatus {
+    /// How it ended; `None` while it goes on.
+    pub ended: Option<ScrubEnd>,
+    /// Blocks to read, those left, time, and the rate allowed.
+    pub progress: Progress,
+    /// Blocks that could not be read, or did not match their checksum.
+    pub bad_blocks: u64,
+    /// Blocks of which nothing was known: they count as right from now on.
+    pub learnt_blocks: u64,
+}
+
+/// How a scrub ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScrubEnd {
+    /// It went through to its end.
+    Done,
+    /// An operator ended it.
+    Stopped,
+    /// The copy here is not whole any more.
+    Interrupted,
+}
+
 /// Things counted since the process started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -268,6 +330,8 @@ pub struct Counters {
     pub resync_bytes: u64,
     /// Blocks of the backing disk that could not be read.
     pub unreadable_blocks: u64,
+    /// Blocks of the backing disk that were not what was written there.
+    pub rotten_blocks: u64,
     /// Blocks here that were written anew with what another replica holds.
     pub mended_blocks: u64,
 }
@@ -288,6 +352,8 @@ pub struct Wish {
 pub struct Status {
     /// This node.
     pub node: NodeId,
+    /// Random identity of its copy, made once.
+    pub replica: u128,
     /// Its role.
     pub role: Role,
     /// Whether clients are served now.
@@ -311,6 +377,9 @@ pub struct Status {
     /// Names what clients are attached to: while it stays, all that was acknowledged to them here is still here, and
     /// nobody else has written.
     pub export_generation: u64,
+    /// In a reign of a configuration manager, its count of those that began with acknowledged writes perhaps missing: while
+    /// it stays, a client may go from one node to another.
+    pub sessions: Option<u64>,
     /// Bytes of the volume.
     pub volume_bytes: u64,
     /// Smallest unit a client may address.
@@ -345,6 +414,10 @@ pub struct Status {
     pub superblock_repairs: u64,
     /// The verify under way or the last one, at the Primary that began it.
     pub verify: Option<VerifyStatus>,
+    /// Checksums of blocks at rest.
+    pub sums: Option<SumsStatus>,
+    /// The scrub under way, or the last one.
+    pub scrub: Option<ScrubStatus>,
     /// Blocks here of which a verify said that they differ from the Primary's, and that were not written anew since.
     pub found_blocks: u64,
     /// What it has past a common point is being given up.
@@ -355,6 +428,10 @@ pub struct Status {
     pub discards_of: Option<NodeId>,
     /// Apply stands still.
     pub freeze: Option<FreezeStatus>,
+    /// Named points in the past of the copy here.
+    pub bookmarks: Vec<BookmarkStatus>,
+    /// What a resync of the copy here has gathered.
+    pub staged: Option<Staged>,
     /// The other replicas.
     pub peers: Vec<PeerStatus>,
     /// Things counted.

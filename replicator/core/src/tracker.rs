@@ -127,6 +127,12 @@ impl Tracker {
         &self.map
     }
 
+    /// The volume has `volume_bytes` from now on.
+    pub fn grow(&mut self, volume_bytes: u64) {
+        self.map.grow(volume_bytes);
+        self.changed |= !self.map.is_empty();
+    }
+
     /// Whether every block was dirty once: what is left is compared.
     #[must_use]
     pub fn is_everything(&self) -> bool {

@@ -96,7 +96,7 @@ impl Connection {
                     self.refuse(reject.tag(), reject.error, reject.reason)?;
                 }
                 Step::Disconnect => return Ok(()),
-                Step::SendOutput | Step::Negotiated => {
+                Step::SendOutput | Step::StartTls | Step::Negotiated => {
                     unreachable!("the handshake was over before the connection came here")
                 }
             }
@@ -126,8 +126,13 @@ impl Connection {
             Command::Read { .. } => self.read(request),
             Command::BlockStatus { .. } => {
                 let mut reply = Vec::new();
-                let extents = extents(&self.branch, request.offset, request.length_bytes);
-                self.format().encode_block_status(request, extents, &mut reply);
+                let format = self.format();
+                let negotiated = self.session.negotiated().expect("it came here negotiated");
+                // A branch has no bookmarks, and so one context.
+                for context in &negotiated.contexts {
+                    let extents = extents(&self.branch, request.offset, request.length_bytes);
+                    format.encode_block_status(request, context, true, extents, &mut reply);
+                }
                 self.stream.write_all(&reply)
             }
             Command::Flush | Command::Cache => {
@@ -179,7 +184,7 @@ fn extents(branch: &Branch, offset: u64, length: u64) -> Vec<Extent> {
     while at < end && extents.len() < nbd_frontend::EXTENTS_MAX {
         let next = (at / BLOCK_BYTES + 1) * BLOCK_BYTES;
         let hole = !branch.keeps(at / BLOCK_BYTES);
-        extents.push(Extent { length_bytes: next.min(end) - at, hole, zero: hole });
+        extents.push(Extent::allocation(next.min(end) - at, hole, hole));
         at = next;
     }
     extents

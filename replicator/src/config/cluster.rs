@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 
 use replicator_core::config::{Config, PeerConfig, Protocol};
 use replicator_core::disk::layout::Layout;
-use replicator_core::units::{Incarnation, NodeId, VolumeId};
+use replicator_core::units::{Incarnation, NodeId, PAGE_BYTES, VolumeId};
 use thiserror::Error;
 
 use super::fence::FenceDevice;
+use super::hook::Hook;
 use super::orchestrator::{NodeOrchestrator, Orchestrator};
+use super::stack::Stack;
 use super::tuning::Tuning;
 use crate::names::NodeNames;
 use crate::options::{PeerAddress, RingOptions, Secret, VolumeOptions};
@@ -34,6 +36,10 @@ pub struct Cluster {
     pub orchestrator: Option<Orchestrator>,
     /// How its nodes are switched off.
     pub fence: Vec<FenceDevice>,
+    /// What runs above volumes.
+    pub stacks: Vec<Stack>,
+    /// What is run when something happens.
+    pub hooks: Vec<Hook>,
 }
 
 /// A machine, or rather one replicator process on it.
@@ -47,6 +53,8 @@ pub struct Node {
     pub address: IpAddr,
     /// Its control socket.
     pub control: PathBuf,
+    /// Where its replicator tells anybody its figures, if it does.
+    pub metrics_listen: Option<SocketAddr>,
     /// Where its orchestrator is found, if the cluster has any.
     pub orchestrator: Option<NodeOrchestrator>,
 }
@@ -136,6 +144,13 @@ impl Volume {
         let is_local = || self.replicas.iter().all(|replica| replica.listen.ip().is_loopback());
         self.tuning.tls.unwrap_or_else(|| !is_local())
     }
+
+    /// Whether NBD clients of a replica must speak TLS where they come over TCP.
+    #[must_use]
+    pub fn requires_nbd_tls(&self, replica: &Replica) -> bool {
+        let is_local = |listen: SocketAddr| listen.ip().is_loopback();
+        replica.nbd_listen.is_some_and(|listen| self.tuning.nbd_tls.unwrap_or_else(|| !is_local(listen)))
+    }
 }
 
 impl Cluster {
@@ -200,12 +215,15 @@ impl Cluster {
             branches: replica.branches.clone(),
             journal_bytes: replica.journal_bytes,
             direct_io: tuning.direct_io,
+            checksums: tuning.checksums,
             listen: replica.listen,
             peers: others().map(|peer| self.peer_address(peer)).collect(),
             secret,
             tls: volume.speaks_tls(),
             nbd_unix: Some(replica.nbd_socket.clone()),
             nbd_tcp: replica.nbd_listen,
+            nbd_tls: volume.requires_nbd_tls(replica),
+            nbd_names: names_of(node, replica.nbd_listen),
             nbd_connections_max: tuning.nbd_connections_max,
             ring: RingOptions { defer_taskrun: tuning.defer_taskrun },
             busy_poll: tuning.busy_poll,
@@ -223,6 +241,8 @@ impl Cluster {
             incarnation: self.incarnation,
             on_peer_loss: tuning.on_peer_loss,
             managed: self.orchestrator.is_some(),
+            // Measured at the start.
+            disk_bytes: volume.size_bytes,
             arena_bytes: usize::try_from(tuning.buffer_bytes).expect("checked against a limit"),
             frames_in_flight_max: tuning.frames_in_flight_max,
             sync_interval_ms: tuning.sync_interval_ms,
@@ -230,6 +250,9 @@ impl Cluster {
             peer_timeout_ms: tuning.peer_timeout_ms,
             disk_timeout_ms: tuning.disk_timeout_ms,
             checkpoint_bytes: checkpoint_bytes(volume, replica),
+            sum_pages_max: usize::try_from(tuning.checksum_memory_bytes).expect("checked against a limit")
+                / PAGE_BYTES,
+            scrub_interval_ms: tuning.scrub_interval_ms,
             send_window_bytes: tuning.send_window_bytes,
         }
     }
@@ -239,10 +262,23 @@ impl Cluster {
     }
 }
 
+/// Names and addresses by which clients find what listens there on a node.
+#[must_use]
+pub fn names_of(node: &Node, listen: Option<SocketAddr>) -> Vec<String> {
+    let listen = listen.map(|listen| listen.ip()).filter(|ip| !ip.is_unspecified());
+    let mut addresses = vec![node.address];
+    addresses.extend(listen.filter(|ip| *ip != node.address));
+    // A name that is none in a network is left out.
+    let is_name = rustls::pki_types::DnsName::try_from(node.name.as_str()).is_ok();
+    is_name.then(|| node.name.clone()).into_iter().chain(addresses.iter().map(IpAddr::to_string)).collect()
+}
+
 /// The interval asked for, or one that leaves most of a small ring free at every moment.
 fn checkpoint_bytes(volume: &Volume, replica: &Replica) -> u64 {
-    let ring_bytes =
-        Layout::new(volume.size_bytes, replica.journal_bytes).map_or(0, |layout| layout.ring_bytes);
+    let (size_bytes, journal_bytes) = (volume.size_bytes, replica.journal_bytes);
+    let layout = Layout::with(size_bytes, journal_bytes, volume.tuning.checksums)
+        .or_else(|_| Layout::with_smallest_maps(size_bytes, journal_bytes, false));
+    let ring_bytes = layout.map_or(0, |layout| layout.ring_bytes);
     volume.tuning.checkpoint_bytes.unwrap_or_else(|| CHECKPOINT_BYTES.min(ring_bytes / 4).max(1 << 20))
 }
 

@@ -9,12 +9,14 @@ mod cluster;
 mod example;
 mod fence;
 mod file;
+mod hook;
 mod orchestrator;
 mod problem;
 mod reader;
 mod relations;
 mod secret;
 mod section;
+mod stack;
 mod tuning;
 mod uuid;
 mod value;
@@ -28,12 +30,16 @@ use thiserror::Error;
 
 use file::FileError;
 
-pub use cluster::{Cluster, Node, OptionsError, Replica, Volume};
+pub use cluster::{Cluster, Node, OptionsError, Replica, Volume, names_of};
 pub use example::example;
 pub use fence::{FenceDevice, FencePlaces};
+pub use hook::{Hook, Occasion};
 pub use orchestrator::{FenceMode, NodeOrchestrator, Orchestrator, Watchdog};
 pub use problem::{Problem, Problems, Severity};
 pub use secret::fresh_secret;
+pub use stack::{
+    AgentPlaces, AgentStep, CommandStep, FileSystemStep, Fsck, Holders, Stack, Step, StepKind, UnitStep,
+};
 pub use tuning::Tuning;
 pub use uuid::{format_uuid, fresh_uuid, parse_uuid};
 pub use value::{format_duration_ms, format_size, parse_duration_ms, parse_size};

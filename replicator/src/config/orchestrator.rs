@@ -8,7 +8,7 @@ use replicator_core::config::OnPeerLoss;
 
 use super::cluster::resolve;
 use super::problem::Problems;
-use super::reader::{NodeDraft, VolumeDraft, checked_address, checked_socket};
+use super::reader::{NodeDraft, VolumeDraft, checked_address, checked_listen, checked_socket};
 use super::section::{At, Section};
 use super::value::format_duration_ms;
 
@@ -75,6 +75,8 @@ pub struct NodeOrchestrator {
     pub control: PathBuf,
     /// The folder of its votes and its log.
     pub store: PathBuf,
+    /// Where it answers load balancers, monitoring and operators over HTTP, if it does.
+    pub api_listen: Option<SocketAddr>,
     /// What resets the node when it may not serve any more and cannot be stopped.
     pub watchdog: Option<Watchdog>,
 }
@@ -85,6 +87,7 @@ pub(super) struct NodeOrchestratorDraft {
     pub(super) links: Vec<At<IpAddr>>,
     pub(super) control: At<PathBuf>,
     pub(super) store: At<PathBuf>,
+    pub(super) api_listen: Option<At<SocketAddr>>,
     pub(super) watchdog: Option<Watchdog>,
 }
 
@@ -97,7 +100,7 @@ pub(super) fn read(top: &mut Section<'_>, problems: &mut Problems) -> Option<At<
     };
     let heartbeat = duration("heartbeat", 50, problems);
     let suspect_after = duration("suspect-after", 300, problems);
-    let lease = duration("lease", 1_000, problems);
+    let lease = duration("lease", 600, problems);
     let unproven_grace = duration("unproven-grace", 10_000, problems);
     let member_patience = duration("member-patience", 2_000, problems);
     let election = duration("election", 300, problems);
@@ -157,6 +160,8 @@ pub(super) fn read_node(
     let port = section.as_mut().and_then(|section| section.integer("port", 1..=65535, problems));
     let port = port.unwrap_or(At { value: u64::from(PORT), span: header });
     let links = section.as_mut().map(|section| section.texts("links", problems)).unwrap_or_default();
+    let api_listen = section.as_mut().and_then(|section| section.text("api-listen", problems));
+    let api_listen = api_listen.and_then(|text| checked_listen(text, "api-listen", problems));
     let watchdog = section.as_mut().and_then(|section| read_watchdog(section, path, problems));
     if let Some(section) = section {
         section.finish(problems);
@@ -165,7 +170,7 @@ pub(super) fn read_node(
         links.into_iter().map(|text| checked_address(text, "links", problems)).collect();
     let control = checked_socket(control, "control", path, problems)?;
     let port = port.map(|port| u16::try_from(port).expect("in range"));
-    Some(NodeOrchestratorDraft { port, links: links?, control, store, watchdog })
+    Some(NodeOrchestratorDraft { port, links: links?, control, store, api_listen, watchdog })
 }
 
 fn read_watchdog(section: &mut Section<'_>, path: &Path, problems: &mut Problems) -> Option<Watchdog> {

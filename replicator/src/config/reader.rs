@@ -16,7 +16,7 @@ use super::problem::Problems;
 use super::section::{At, Section};
 use super::tuning::Tuning;
 use super::uuid::{format_uuid, fresh_uuid, parse_uuid};
-use super::{WithSecret, fence, relations, secret};
+use super::{WithSecret, fence, hook, relations, secret, stack};
 use crate::options::Secret;
 
 const CONTROL_SOCKET: &str = "/run/holdfast/control.sock";
@@ -31,6 +31,7 @@ pub(super) struct NodeDraft {
     pub(super) name: At<String>,
     pub(super) address: At<IpAddr>,
     pub(super) control: At<PathBuf>,
+    pub(super) metrics_listen: Option<At<SocketAddr>>,
     pub(super) orchestrator: NodeOrchestratorDraft,
 }
 
@@ -84,11 +85,15 @@ pub(super) fn read(
     let mut sections = top.tables("volume", "[[volume]]", problems);
     let volumes: Option<Vec<_>> =
         sections.drain(..).map(|section| read_volume(section, path, problems)).collect();
+    let stacks = stack::read(&mut top, path, problems);
+    let hooks = hook::read(&mut top, path, problems);
     top.finish(problems);
     // Relations are checked as far as there is something to relate, so that one run shows all mistakes.
     let (nodes, volumes) = (nodes?, volumes?);
     relations::check(&nodes, &volumes, orchestrator.as_ref(), problems);
     fence::check(devices.as_deref().unwrap_or_default(), &nodes, &volumes, orchestrator.as_ref(), problems);
+    stack::check(stacks.as_deref().unwrap_or_default(), &nodes, &volumes, orchestrator.as_ref(), problems);
+    hook::check(&hooks, orchestrator.as_ref(), problems);
     if problems.has_errors() {
         return None;
     }
@@ -97,7 +102,12 @@ pub(super) fn read(
     let mut cluster = build(name, incarnation, secret, nodes, volumes, orchestrator);
     let id_of =
         |name: &str| cluster.nodes.iter().find(|node| node.name == name).expect("checked in relations").id;
+    let volume_of =
+        |name: &str| cluster.volumes.iter().find(|volume| volume.name == name).expect("checked above").id;
+    let stacks = stack::build(stacks?, id_of, volume_of);
     cluster.fence = fence::build(devices?, id_of);
+    cluster.stacks = stacks;
+    cluster.hooks = hooks.into_iter().map(|at| at.value).collect();
     Some(cluster)
 }
 
@@ -182,9 +192,18 @@ fn read_node(
     let control = section.text("control", problems);
     let control = control.unwrap_or(At { value: CONTROL_SOCKET.to_owned(), span: header });
     let control = checked_socket(control, "control", path, problems);
+    let metrics_listen = section.text("metrics-listen", problems);
+    let metrics_listen = metrics_listen.and_then(|text| checked_listen(text, "metrics-listen", problems));
     let orchestrator = orchestrator::read_node(&mut section, path, problems);
     section.finish(problems);
-    Some(NodeDraft { id, name: name?, address: address?, control: control?, orchestrator: orchestrator? })
+    Some(NodeDraft {
+        id,
+        name: name?,
+        address: address?,
+        control: control?,
+        metrics_listen,
+        orchestrator: orchestrator?,
+    })
 }
 
 fn read_volume(mut section: Section<'_>, path: &Path, problems: &mut Problems) -> Option<VolumeDraft> {
@@ -264,7 +283,7 @@ fn read_replica(
     let nbd_socket = nbd_socket.unwrap_or(At { value: format!("/run/holdfast/{volume}.sock"), span: header });
     let nbd_socket = checked_socket(nbd_socket, "nbd-socket", path, problems);
     let nbd_listen = section.text("nbd-listen", problems);
-    let nbd_listen = nbd_listen.and_then(|text| checked_listen(text, problems));
+    let nbd_listen = nbd_listen.and_then(|text| checked_listen(text, "nbd-listen", problems));
     let protocol = section.choice("protocol", &PROTOCOLS, problems).map(|choice| choice.value);
     section.finish(problems);
     let journal = journal?.map(|journal| resolve(path, &journal));
@@ -320,10 +339,10 @@ pub(super) fn checked_address(text: At<String>, key: &str, problems: &mut Proble
     parsed.ok().map(|value| At { value, span: text.span })
 }
 
-fn checked_listen(text: At<String>, problems: &mut Problems) -> Option<At<SocketAddr>> {
+pub(super) fn checked_listen(text: At<String>, key: &str, problems: &mut Problems) -> Option<At<SocketAddr>> {
     let parsed = text.value.parse::<SocketAddr>();
     if parsed.is_err() {
-        let message = format!("`nbd-listen`: \"{}\" is not an address with a port", text.value);
+        let message = format!("`{key}`: \"{}\" is not an address with a port", text.value);
         problems.error(
             &text.span,
             message,
@@ -365,6 +384,7 @@ fn build(
         links: draft.links.into_iter().map(|link| link.value).collect(),
         control: draft.control.value,
         store: draft.store.value,
+        api_listen: draft.api_listen.map(|listen| listen.value),
         watchdog: draft.watchdog,
     };
     let nodes: Vec<Node> = nodes
@@ -374,11 +394,22 @@ fn build(
             name: node.name.value,
             address: node.address.value,
             control: node.control.value,
+            metrics_listen: node.metrics_listen.map(|listen| listen.value),
             orchestrator: orchestrator.map(|_| build_orchestrator(node.address.value, node.orchestrator)),
         })
         .collect();
     let volumes = volumes.into_iter().map(|volume| build_volume(volume, &nodes)).collect();
-    Cluster { name, incarnation, secret, nodes, volumes, orchestrator, fence: Vec::new() }
+    Cluster {
+        name,
+        incarnation,
+        secret,
+        nodes,
+        volumes,
+        orchestrator,
+        fence: Vec::new(),
+        stacks: Vec::new(),
+        hooks: Vec::new(),
+    }
 }
 
 fn build_volume(volume: VolumeDraft, nodes: &[Node]) -> Volume {

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::hash::Hash;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use replicator_core::config::Protocol;
@@ -100,12 +100,32 @@ fn check_size(volume: &VolumeDraft, problems: &mut Problems) {
     }
 }
 
+/// Whether such a journal could be one of a volume that was smaller when it was made.
+fn may_have_grown(volume: &VolumeDraft, journal_bytes: u64) -> bool {
+    let has_sums = volume.tuning.checksums;
+    !has_sums && Layout::with_smallest_maps(volume.size_bytes.value, journal_bytes, false).is_ok()
+}
+
 fn check_journal(volume: &VolumeDraft, replica: &ReplicaDraft, problems: &mut Problems) {
     let journal = &replica.journal_bytes;
-    let layout = match Layout::new(volume.size_bytes.value, journal.value) {
+    let layout = match Layout::with(volume.size_bytes.value, journal.value, volume.tuning.checksums) {
         Ok(layout) => layout,
         // Reported at the size itself.
-        Err(LayoutError::VolumeSize(_)) => return,
+        Err(LayoutError::VolumeSize(_) | LayoutError::Maps { .. }) => return,
+        Err(LayoutError::JournalTooSmall { needed_bytes, .. }) if may_have_grown(volume, journal.value) => {
+            let message = format!(
+                "a journal of {} is too small to create a replica of {}",
+                format_size(journal.value),
+                format_size(volume.size_bytes.value)
+            );
+            let enough = format_size(needed_bytes.next_multiple_of(1 << 20));
+            let help = format!(
+                "nothing to do if the volume has grown to that size and this replica is there; a new one needs journal-size = \
+                 \"{enough}\" or more"
+            );
+            problems.warning(&journal.span, message, help);
+            return;
+        }
         Err(LayoutError::JournalTooSmall { journal_bytes, needed_bytes }) => {
             let message = format!(
                 "a journal of {} is too small for a volume of {}",
@@ -148,6 +168,10 @@ fn check_places(nodes: &[NodeDraft], volumes: &[VolumeDraft], orchestrated: bool
             let port = At { value: (address, draft.port.value), span: draft.port.span.clone() };
             ports.check_port(&port, problems);
         }
+        let api_listen = node.orchestrator.api_listen.as_ref().filter(|_| orchestrated);
+        for listen in node.metrics_listen.iter().chain(api_listen) {
+            check_listen(listen, address, &mut ports, problems);
+        }
     }
     for replica in volumes.iter().flat_map(|volume| &volume.replicas) {
         let Some(node) = nodes.iter().find(|node| node.name.value == replica.node.value) else { continue };
@@ -159,15 +183,25 @@ fn check_places(nodes: &[NodeDraft], volumes: &[VolumeDraft], orchestrated: bool
         let port = At { value: (address, replica.port.value), span: replica.port.span.clone() };
         ports.check_port(&port, problems);
         if let Some(listen) = &replica.nbd_listen {
-            let ip = if listen.value.ip().is_unspecified() { machine } else { listen.value.ip() };
-            // A loopback address belongs to each machine by itself, so it is told apart by the node.
-            if ip.is_loopback() && !machine.is_loopback() {
-                continue;
-            }
-            let port = At { value: (ip, listen.value.port()), span: listen.span.clone() };
-            ports.check_port(&port, problems);
+            check_listen(listen, machine, &mut ports, problems);
         }
     }
+}
+
+/// An address to listen at that is given in full, on a machine.
+fn check_listen(
+    listen: &At<SocketAddr>,
+    machine: IpAddr,
+    ports: &mut Seen<(IpAddr, u16)>,
+    problems: &mut Problems,
+) {
+    let ip = if listen.value.ip().is_unspecified() { machine } else { listen.value.ip() };
+    // A loopback address belongs to each machine by itself, so it is told apart by the node.
+    if ip.is_loopback() && !machine.is_loopback() {
+        return;
+    }
+    let port = At { value: (ip, listen.value.port()), span: listen.span.clone() };
+    ports.check_port(&port, problems);
 }
 
 /// Values seen so far.

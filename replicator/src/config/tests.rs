@@ -153,6 +153,19 @@ fn a_small_journal_lowers_the_checkpoint() {
 }
 
 #[test]
+fn a_journal_that_is_too_small_for_what_the_volume_has_grown_to_is_a_warning() {
+    let text = with("size = \"1GiB\"", "size = \"8TiB\"");
+    let checked = check(&text).unwrap();
+    let shown = checked.warnings.to_string();
+    assert!(shown.contains("too small to create a replica of 8TiB"), "{shown}");
+    let options = checked.cluster.volume_options("a", "r0").unwrap();
+    assert!(options.core.checkpoint_bytes > 8 << 20, "{}", options.core.checkpoint_bytes);
+    let error =
+        check(&with("size = \"1GiB\"", "size = \"8TiB\"\nchecksums = \"on\"")).unwrap_err().to_string();
+    assert!(error.contains("too small for a volume of 8TiB"), "{error}");
+}
+
+#[test]
 fn how_a_mistake_is_shown() {
     let error = check(&with("size = \"1GiB\"", "size = \"1GiB\"\nprotocoll = \"C\"")).unwrap_err();
     let expected = "\
@@ -225,6 +238,22 @@ const MISTAKES: &[(&str, &str, &[&str])] = &[
     ("\"1GiB\"", "\"1GiB\"\ncheckpoint = \"1GiB\"", &["more than half of this replica's journal ring"]),
     ("\"1GiB\"", "\"1GiB\"\nlock-memory = \"yes\"", &["expected true or false, found string"]),
     ("\"1GiB\"", "\"1GiB\"\nfoo = 1", &["unknown key `foo` in [[volume]]", "known here: name, uuid, size"]),
+    (
+        "[[volume]]",
+        "[[hook]]\nrun = [\"tell\"]\n[[volume]]",
+        &["a [[hook]] without an [orchestrator] is never run"],
+    ),
+    (
+        "[[volume]]",
+        "[[hook]]\non = [\"rain\"]\nrun = [\"tell\"]\n[[volume]]",
+        &["\"rain\" is nothing that happens"],
+    ),
+    ("[[volume]]", "[[hook]]\ntimeout = \"0s\"\n[[volume]]", &["names no program", "must be above 0"]),
+    (
+        "name = \"b\"",
+        "name = \"b\"\nmetrics-listen = \"7789\"",
+        &["`metrics-listen`: \"7789\" is not an address"],
+    ),
     ("node = \"a\"", "node = \"z\"", &["there is no node \"z\"", "the nodes of this file are \"a\", \"b\""]),
     ("node = \"b\"\n", "node = \"a\"\n", &["this replica's node was used before"]),
     ("port = 7788", "port = 70000", &["`port`: 70000 is out of range; it may be 1 to 65535"]),

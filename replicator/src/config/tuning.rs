@@ -16,6 +16,9 @@ const BUFFER_STEP_BYTES: u64 = 64 * PAGE_BYTES as u64;
 const BUFFER_BYTES_MIN: u64 = 16 << 20;
 const BUFFER_BYTES_MAX: u64 = 64 << 30;
 const SEND_WINDOW_BYTES_MIN: u64 = 2 << 20;
+const CHECKSUM_BYTES_MIN: u64 = 256 << 10;
+const CHECKSUM_BYTES_MAX: u64 = 64 << 30;
+const SCRUB_INTERVAL_MS_MAX: u64 = 366 * 86_400_000;
 const _: () = assert!(SEND_WINDOW_BYTES_MIN > FRAME_BYTES_MAX as u64);
 
 /// How a volume behaves, the same on all its replicas.
@@ -37,6 +40,8 @@ pub struct Tuning {
     pub nbd_connections_max: u32,
     /// Whether everything between its replicas is in TLS; `None` is yes, unless all of them listen on loopback addresses.
     pub tls: Option<bool>,
+    /// Whether NBD clients over TCP must speak TLS; nothing if that follows from the addresses.
+    pub nbd_tls: Option<bool>,
     /// How long journaled entries may wait for a sync.
     pub sync_interval_ms: u64,
     /// How often an idle link is probed.
@@ -47,6 +52,12 @@ pub struct Tuning {
     pub disk_timeout_ms: u64,
     /// Bytes applied after which a checkpoint is taken; `None` is 64 MiB, or a quarter of a small ring.
     pub checkpoint_bytes: Option<u64>,
+    /// Whether replicas that are made from now on keep checksums of their blocks at rest.
+    pub checksums: bool,
+    /// Bytes of these checksums that may be in memory.
+    pub checksum_memory_bytes: u64,
+    /// How long after a scrub the next one begins by itself; 0 if none does.
+    pub scrub_interval_ms: u64,
     /// Bytes that may be under way to one peer.
     pub send_window_bytes: u64,
     /// Frames closed and not yet committed.
@@ -64,11 +75,15 @@ impl Default for Tuning {
             busy_poll: Duration::from_micros(100),
             nbd_connections_max: 16,
             tls: None,
+            nbd_tls: None,
             sync_interval_ms: 10,
             ping_interval_ms: 500,
             peer_timeout_ms: 3000,
             disk_timeout_ms: 30_000,
             checkpoint_bytes: None,
+            checksums: false,
+            checksum_memory_bytes: 16 << 20,
+            scrub_interval_ms: 0,
             send_window_bytes: 8 << 20,
             frames_in_flight_max: 2,
         }
@@ -82,6 +97,7 @@ impl Tuning {
         tuning.read_behaviour(section, problems);
         tuning.read_memory(section, problems);
         tuning.read_timing(section, problems);
+        tuning.read_checksums(section, problems);
         if let Some(size) = section.size("checkpoint", problems) {
             if size.value < 1 << 20 {
                 let help = "write at least \"1MiB\"; \"64MiB\" is the default".to_owned();
@@ -110,6 +126,9 @@ impl Tuning {
         if let Some(choice) = section.choice("tls", &tls, problems) {
             self.tls = choice.value;
         }
+        if let Some(choice) = section.choice("nbd-tls", &tls, problems) {
+            self.nbd_tls = choice.value;
+        }
         if let Some(choice) = section.choice("ring", &rings, problems) {
             self.defer_taskrun = choice.value;
         }
@@ -124,6 +143,35 @@ impl Tuning {
         }
         if let Some(count) = section.integer("frames-in-flight", 1..=64, problems) {
             self.frames_in_flight_max = u32::try_from(count.value).expect("in range");
+        }
+    }
+
+    fn read_checksums(&mut self, section: &mut Section<'_>, problems: &mut Problems) {
+        if let Some(choice) = section.choice("checksums", &[("on", true), ("off", false)], problems) {
+            self.checksums = choice.value;
+        }
+        if let Some(size) = section.size("checksum-memory", problems) {
+            self.checksum_memory_bytes = size.value;
+            if !(CHECKSUM_BYTES_MIN..=CHECKSUM_BYTES_MAX).contains(&size.value) {
+                let range = (format_size(CHECKSUM_BYTES_MIN), format_size(CHECKSUM_BYTES_MAX));
+                let message = format!(
+                    "`checksum-memory`: {} is out of range; it may be {} to {}",
+                    format_size(size.value),
+                    range.0,
+                    range.1
+                );
+                problems.error(&size.span, message, "\"16MiB\" is the default".to_owned());
+            }
+        }
+        if let Some(time) = section.duration_ms("scrub-interval", problems) {
+            self.scrub_interval_ms = time.value;
+            if time.value != 0 && !(60_000..=SCRUB_INTERVAL_MS_MAX).contains(&time.value) {
+                problems.error(
+                    &time.span,
+                    "`scrub-interval` is out of range; it may be \"1min\" to a year, or \"0s\" for none",
+                    None,
+                );
+            }
         }
     }
 

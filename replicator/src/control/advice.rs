@@ -63,6 +63,20 @@ fn verified(volume: &str, own: &str, replica: &ReplicaReport, list: &mut Vec<Adv
         let cure = "look for its errors (smartctl, dmesg): a disk that begins so often goes on so";
         list.push(warning(text, Some(cure.into())));
     }
+    if replica.counters.rotten_blocks > 0 {
+        let text = format!(
+            "{} blocks of the backing disk did not match their checksums; {} were written anew with what another replica \
+             holds",
+            replica.counters.rotten_blocks, replica.counters.mended_blocks
+        );
+        let cure = format!(
+            "holdfast scrub {volume} reads all others, too; a disk that returns what was not written is to be replaced"
+        );
+        list.push(warning(text, Some(cure)));
+    }
+    if let Some(scrub) = replica.scrub.as_ref().filter(|scrub| !scrub.is_over()) {
+        list.push(note(format!("a scrub is under way{}", describe(&scrub.progress)), None));
+    }
     let Some(verify) = &replica.verify else { return };
     if !verify.is_over() {
         let what = if verify.phase == "comparing" { describe(&verify.progress) } else { String::new() };
@@ -141,6 +155,23 @@ fn disk(volume: &str, replica: &ReplicaReport, list: &mut Vec<Advice>) {
             freeze.position
         );
         list.push(note(text, Some(format!("when the backup is done: holdfast thaw {volume}"))));
+    }
+    match replica.staged {
+        Some(staged) if staged.is_switched => {
+            let items = staged.items_left;
+            let text =
+                format!("what was gathered in the journal is put in place: {items} items of blocks are left");
+            list.push(note(text, None));
+        }
+        Some(staged) => {
+            let (mib, free) = (staged.bytes >> 20, staged.free_bytes >> 20);
+            let text = format!(
+                "this copy is behind and being brought level: {mib} MiB are gathered in the journal, and {free} MiB \
+                 fit besides; until all is there it stays as it was"
+            );
+            list.push(note(text, None));
+        }
+        None => {}
     }
     if replica.disk_full {
         let text = "the backing disk has no space left: what is acknowledged waits in the journal".to_owned();
@@ -349,7 +380,13 @@ fn peer_problem(volume: &str, own: &str, replica: &ReplicaReport, peer: &PeerRep
         }
         "SyncSource" => {
             let progress = peer.resync.as_ref().map_or_else(String::new, describe);
-            Some(note(format!("{name} is brought level by blocks{progress}"), None))
+            let how = match peer.resync {
+                Some(ResyncReport { is_staged: true, .. }) => {
+                    ", and stays consistent as it was until it has all"
+                }
+                _ => "",
+            };
+            Some(note(format!("{name} is brought level by blocks{progress}{how}"), None))
         }
         "Established" if replica.role == "Primary" && !peer.member && peer.protocol != "A" => {
             Some(note(format!("{name} is level and about to join the in-sync set"), None))

@@ -14,9 +14,9 @@ use thiserror::Error;
 use tokio::net::UnixStream;
 
 use super::json::{
-    AttachUblk, BranchList, BreakUblk, DeleteBranch, Demote, Done, Failure, FailureReason, Invalidate, Lease,
-    NodeStatus, Nothing, OpenEpoch, Promote, Release, Resolve, Seal, Sealed, Shrink, StartVerify, TellRecord,
-    Version, VolumeReport,
+    AttachUblk, BranchList, BreakUblk, DeleteBranch, Demote, Done, Failure, FailureReason, Grow, Invalidate,
+    Lease, NameBookmark, NodeStatus, Nothing, OpenEpoch, Promote, Release, Resolve, Seal, Sealed, Shrink,
+    StartScrub, StartVerify, TellRecord, Version, VolumeReport,
 };
 
 /// Bytes of an answer.
@@ -207,6 +207,30 @@ impl Client {
         self.ask(Method::POST, &route(volume, "/release"), &Release {})
     }
 
+    /// Has the replicator take over what has changed in its configuration file.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is a no.
+    pub fn reload(&self) -> Result<Done, ClientError> {
+        self.ask(Method::POST, "/v1/reload", &Nothing {})
+    }
+
+    /// Has the volume grow.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is a no.
+    pub fn grow(&self, volume: &str, size_bytes: u64) -> Result<Done, ClientError> {
+        self.ask(Method::POST, &route(volume, "/grow"), &Grow { size_bytes })
+    }
+
+    /// Begins a scrub of the copy here, or ends one.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is a no.
+    pub fn scrub(&self, volume: &str, request: &StartScrub) -> Result<Done, ClientError> {
+        self.ask(Method::POST, &route(volume, "/scrub"), request)
+    }
+
     /// Begins a verify, or ends one.
     ///
     /// # Errors
@@ -237,6 +261,24 @@ impl Client {
     /// If there is no answer, or it is a no.
     pub fn thaw(&self, volume: &str) -> Result<Done, ClientError> {
         self.ask(Method::POST, &route(volume, "/thaw"), &Nothing {})
+    }
+
+    /// Has a node note from now on which blocks of its copy change.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is a no.
+    pub fn add_bookmark(&self, volume: &str, name: &str) -> Result<Done, ClientError> {
+        let request = NameBookmark { name: name.to_owned() };
+        self.ask(Method::POST, &route(volume, "/bookmarks/add"), &request)
+    }
+
+    /// Ends that.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is a no.
+    pub fn delete_bookmark(&self, volume: &str, name: &str) -> Result<Done, ClientError> {
+        let request = NameBookmark { name: name.to_owned() };
+        self.ask(Method::POST, &route(volume, "/bookmarks/delete"), &request)
     }
 
     /// What was kept of forks.

@@ -1,5 +1,7 @@
 //! What the configuration adds to a replica's picture of itself: names for numbers, addresses, the kind of feed.
 
+use std::sync::{Arc, PoisonError, RwLock};
+
 use replicator_core::config::Protocol;
 use replicator_core::units::{NodeId, NodeSet};
 
@@ -12,6 +14,27 @@ pub struct Facts {
     cluster: Cluster,
     names: NodeNames,
     node: NodeId,
+}
+
+/// Facts that a reload replaces, for all who look at them.
+#[derive(Clone, Debug)]
+pub struct LiveFacts(Arc<RwLock<Arc<Facts>>>);
+
+impl LiveFacts {
+    /// These, until others come.
+    #[must_use]
+    pub fn new(facts: Facts) -> Self {
+        Self(Arc::new(RwLock::new(Arc::new(facts))))
+    }
+
+    /// What the configuration says now.
+    pub(super) fn get(&self) -> Arc<Facts> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn set(&self, facts: Facts) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(facts);
+    }
 }
 
 impl Facts {
@@ -64,7 +87,9 @@ impl Facts {
     pub(super) fn nbd_uris(&self, volume: &str) -> Vec<String> {
         let Some(replica) = self.own_replica(volume) else { return Vec::new() };
         let unix = format!("nbd+unix:///{volume}?socket={}", replica.nbd_socket.display());
-        let tcp = replica.nbd_listen.map(|address| format!("nbd://{address}/{volume}"));
+        let is_tls = self.volume(volume).is_some_and(|volume| volume.requires_nbd_tls(replica));
+        let scheme = if is_tls { "nbds" } else { "nbd" };
+        let tcp = replica.nbd_listen.map(|address| format!("{scheme}://{address}/{volume}"));
         std::iter::once(unix).chain(tcp).collect()
     }
 

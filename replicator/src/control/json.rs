@@ -2,17 +2,23 @@
 //! not change what programs outside read. States are in DRBD's words.
 
 use replicator_core::dirty::BLOCK_BYTES;
-use replicator_core::status::{Counters, Difference, PeerStatus, Progress, Proof, VerifyPhase, VerifyStatus};
-use replicator_core::units::NodeId;
+use replicator_core::status::{Counters, PeerStatus, Progress, Staged};
 use replicator_core::wire::message::Ack;
 use serde::{Deserialize, Serialize};
 
 use super::advice;
+pub use super::bookmark_words::BookmarkReport;
 use super::facts::{Facts, protocol_letter};
 use super::fork_words::branching_word;
 pub use super::fork_words::{
     BranchList, BranchReport, DeleteBranch, ForkReport, ForkSideReport, FreezeReport, Nothing, Resolve,
 };
+pub use super::requests::{
+    AttachUblk, BreakUblk, Demote, Grow, Invalidate, Lease, NameBookmark, OpenEpoch, Promote, Release, Seal,
+    Shrink, StartScrub, StartVerify, TellRecord,
+};
+pub use super::scrub_words::{ScrubReport, SumsReport};
+pub use super::verify_words::{DifferenceReport, VerifiedPeerReport, VerifyReport};
 use crate::config::format_uuid;
 use crate::{UblkStatus, VolumeStatus};
 
@@ -81,6 +87,9 @@ pub enum AdviceSeverity {
 /// What a replica says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplicaReport {
+    /// Identity of this copy, 32 hexadecimal digits; one that is created anew is another.
+    #[serde(default)]
+    pub replica_id: String,
     /// `Primary` or `Secondary`.
     pub role: String,
     /// Whether clients are served now.
@@ -146,6 +155,10 @@ pub struct ReplicaReport {
     pub memory_locked: bool,
     /// The verify under way or the last one, at the primary that began it.
     pub verify: Option<VerifyReport>,
+    /// Checksums of blocks at rest, if this copy has any.
+    pub checksums: Option<SumsReport>,
+    /// The scrub under way, or the last one since the process started.
+    pub scrub: Option<ScrubReport>,
     /// Bytes here of which a verify said that they differ from the primary's, and that were not written anew since.
     pub found_bytes: u64,
     /// What this copy has past a fork is being given up: `waits-for-primary`, `keeping` or `kept`.
@@ -156,59 +169,15 @@ pub struct ReplicaReport {
     pub discards_of: Option<String>,
     /// Apply stands still.
     pub freeze: Option<FreezeReport>,
+    /// Bookmarks of the copy here, the oldest first.
+    #[serde(default)]
+    pub bookmarks: Vec<BookmarkReport>,
+    /// What a resync of the copy here has gathered in its journal.
+    pub staged: Option<StagedReport>,
     /// The other replicas.
     pub peers: Vec<PeerReport>,
     /// Things counted since the process started.
     pub counters: CountersReport,
-}
-
-/// A verify.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VerifyReport {
-    /// `comparing`, `proving` (reading the journal for who is right), `repairing`, `done`, `stopped` or `interrupted`.
-    pub phase: String,
-    /// Why it was interrupted, if it was.
-    pub reason: Option<String>,
-    /// Whether it writes anew what differs.
-    pub repair: bool,
-    /// The node whose copy it trusts where nothing proves which one is right.
-    pub trust: String,
-    /// How far it is.
-    pub progress: ResyncReport,
-    /// Seconds it took, or takes so far.
-    pub seconds: u64,
-    /// Bytes that cannot be read here, nor from another replica.
-    pub unreadable_bytes: u64,
-    /// The copies that are compared.
-    pub peers: Vec<VerifiedPeerReport>,
-}
-
-/// What a verify knows of one copy.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VerifiedPeerReport {
-    /// Name of its node.
-    pub node: String,
-    /// Why it was not compared to the end, if it was not.
-    pub lost: Option<String>,
-    /// Bytes that differ now, in whole blocks of 4096.
-    pub differing_bytes: u64,
-    /// Those that were found and are equal by now.
-    pub settled_bytes: u64,
-    /// Bytes that could not be read there when they were compared.
-    pub unreadable_bytes: u64,
-    /// Where it differs now; the first thousand runs.
-    pub differences: Vec<DifferenceReport>,
-}
-
-/// A run of bytes that differ.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DifferenceReport {
-    /// First byte in the volume, a multiple of 4096.
-    pub offset: u64,
-    /// Bytes, in whole blocks of 4096.
-    pub length: u64,
-    /// The node that the journal proves right, if it proves one; `neither` if it proves both wrong.
-    pub right: Option<String>,
 }
 
 /// Who writes and who holds every acknowledged write.
@@ -265,14 +234,33 @@ pub struct PeerReport {
     pub disk_state: Option<String>,
     /// Whether it is in the in-sync set.
     pub member: bool,
+    /// Whether anything came from it within two of `ping-interval`.
+    pub answers: bool,
     /// What it last acknowledged.
     pub ack: AckReport,
+    /// Bytes of the log here that it has not in its journal; none if nothing is sent to it, or the log does not reach back
+    /// as far.
+    #[serde(default)]
+    pub lag_bytes: Option<u64>,
     /// The resync of its copy from here, if one is under way.
     pub resync: Option<ResyncReport>,
     /// Bytes of the volume that its copy may lack, as far as the journal does not say it.
     pub dirty_bytes: u64,
     /// Where its log parted from this one.
     pub fork: Option<ForkReport>,
+}
+
+/// What the target of a resync has gathered before it gives up what it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StagedReport {
+    /// Whether all is gathered, and the blocks are being put in place.
+    pub is_switched: bool,
+    /// Bytes of the journal that are gathered; 0 when they are being put in place.
+    pub bytes: u64,
+    /// Bytes that may be gathered besides.
+    pub free_bytes: u64,
+    /// Items of blocks that are still to be put in place.
+    pub items_left: u64,
 }
 
 /// How far a resync has come.
@@ -288,6 +276,8 @@ pub struct ResyncReport {
     pub allowed_rate_bytes: u64,
     /// Seconds until it ends if it goes on so; none while that cannot be said.
     pub left_seconds: Option<u64>,
+    /// Whether the target gathers all of it before it gives up what it has.
+    pub is_staged: bool,
 }
 
 /// Sequences a peer has reached.
@@ -328,45 +318,10 @@ pub struct CountersReport {
     pub resync_bytes: u64,
     /// Blocks of 4096 bytes of the backing disk that could not be read.
     pub unreadable_blocks: u64,
+    /// Blocks of the backing disk that were not what was written there.
+    pub rotten_blocks: u64,
     /// Blocks here that were written anew with what another replica holds.
     pub mended_blocks: u64,
-}
-
-/// Body of `POST .../promote`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Promote {
-    /// Without the word of members that cannot be reached.
-    #[serde(default)]
-    pub force: bool,
-}
-
-/// Body of `POST .../demote`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Demote {}
-
-/// Body of `POST .../shrink`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Shrink {
-    /// Name of the node to take out of the in-sync set.
-    pub node: String,
-}
-
-/// Body of `POST .../verify`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct StartVerify {
-    /// Write anew what differs.
-    #[serde(default)]
-    pub repair: bool,
-    /// Name of the node whose copy is right where nothing proves which one is; absent: the primary.
-    #[serde(default)]
-    pub trust: Option<String>,
-    /// End the verify under way instead.
-    #[serde(default)]
-    pub stop: bool,
 }
 
 /// A device of the kernel's ublk driver.
@@ -393,45 +348,6 @@ impl From<UblkStatus> for UblkReport {
     }
 }
 
-/// Body of `POST .../ublk/attach`: begin to serve a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AttachUblk {
-    /// N of `/dev/ublkcN`.
-    pub index: u32,
-    /// The export generation that it belongs to.
-    pub generation: u64,
-    /// How many tags it was made with.
-    pub tags: u16,
-}
-
-/// Body of `POST .../ublk/break`: have all requests of a device fail.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct BreakUblk {
-    /// N of `/dev/ublkbN`.
-    pub index: u32,
-}
-
-/// Body of `POST .../invalidate`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Invalidate {
-    /// Must be true: the data of this node's copy is given up.
-    #[serde(default)]
-    pub discard_my_data: bool,
-}
-
-/// Body of `POST .../seal`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Seal {
-    /// Comes back in the answer.
-    pub attempt: u64,
-    /// Above the record's epoch, and not below what was promised.
-    pub epoch: u64,
-}
-
 /// Answer to `POST .../seal`: it is done, durably, and the position does not move.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sealed {
@@ -440,51 +356,6 @@ pub struct Sealed {
     /// The sealed replica: its position, chain, disk state, proven, promised, record.
     pub replica: ReplicaReport,
 }
-
-/// Body of `POST .../open-epoch`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct OpenEpoch {
-    /// The reign.
-    pub epoch: u64,
-    /// Version of its record.
-    pub version: u64,
-    /// Its identity, 32 hexadecimal digits.
-    pub reign: String,
-    /// Names of the members of the in-sync set.
-    pub in_sync: Vec<String>,
-    /// Counts the promotions that broke clients' sessions.
-    pub generation: u64,
-    /// Until when clients may be answered, on `CLOCK_BOOTTIME`, if that is known.
-    pub lease_end_ms: Option<u64>,
-}
-
-/// Body of `POST .../record`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TellRecord {
-    /// The reign.
-    pub epoch: u64,
-    /// Version of the record.
-    pub version: u64,
-    /// Names of the members of the in-sync set.
-    pub in_sync: Vec<String>,
-}
-
-/// Body of `POST .../lease`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Lease {
-    /// The reign it is for.
-    pub epoch: u64,
-    /// Its end on `CLOCK_BOOTTIME`.
-    pub end_ms: u64,
-}
-
-/// Body of `POST .../release`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Release {}
 
 /// Answer to a POST that was done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -538,6 +409,7 @@ impl ReplicaReport {
     fn new(facts: &Facts, volume: &str, status: &VolumeStatus) -> Self {
         let core = &status.core;
         Self {
+            replica_id: format!("{:032x}", core.replica),
             role: core.role.to_string(),
             serving: core.serving,
             frozen: core.frozen.as_deref().map(|reason| facts.with_names(reason)),
@@ -579,66 +451,19 @@ impl ReplicaReport {
             ring_flags: status.ring_flags.clone(),
             memory_locked: status.memory_locked,
             verify: core.verify.as_ref().map(|verify| VerifyReport::new(facts, core.node, verify)),
+            checksums: core.sums.map(SumsReport::from),
+            scrub: core.scrub.as_ref().map(ScrubReport::from),
             found_bytes: core.found_blocks * BLOCK_BYTES,
             branching: core.branching.map(|branching| branching_word(branching).to_owned()),
             branch_failure: core.branch_failure.clone(),
             discards_of: core.discards_of.map(|node| facts.name_of(node)),
             freeze: core.freeze.map(|freeze| FreezeReport::new(volume, freeze)),
+            bookmarks: core.bookmarks.iter().map(BookmarkReport::new).collect(),
+            staged: core.staged.map(StagedReport::from),
             peers: core.peers.iter().map(|peer| PeerReport::new(facts, volume, peer)).collect(),
             counters: CountersReport::from(core.counters),
         }
     }
-}
-
-impl VerifyReport {
-    fn new(facts: &Facts, primary: NodeId, verify: &VerifyStatus) -> Self {
-        let (phase, reason) = match &verify.phase {
-            VerifyPhase::Comparing => ("comparing", None),
-            VerifyPhase::Proving => ("proving", None),
-            VerifyPhase::Repairing => ("repairing", None),
-            VerifyPhase::Done => ("done", None),
-            VerifyPhase::Stopped => ("stopped", None),
-            VerifyPhase::Interrupted(reason) => ("interrupted", Some(facts.with_names(reason))),
-        };
-        let peers = verify.peers.iter().map(|peer| VerifiedPeerReport {
-            node: facts.name_of(peer.node),
-            lost: peer.lost.as_deref().map(|reason| facts.with_names(reason)),
-            differing_bytes: peer.differing_blocks * BLOCK_BYTES,
-            settled_bytes: peer.settled_blocks * BLOCK_BYTES,
-            unreadable_bytes: peer.unreadable_blocks * BLOCK_BYTES,
-            differences: peer
-                .differences
-                .iter()
-                .map(|run| difference(facts, primary, peer.node, run))
-                .collect(),
-        });
-        Self {
-            phase: phase.to_owned(),
-            reason,
-            repair: verify.repair,
-            trust: facts.name_of(verify.trust),
-            progress: ResyncReport::from(verify.progress),
-            seconds: verify.progress.elapsed_ms / 1000,
-            unreadable_bytes: verify.unreadable_blocks * BLOCK_BYTES,
-            peers: peers.collect(),
-        }
-    }
-
-    /// Whether it has ended, however it did.
-    #[must_use]
-    pub fn is_over(&self) -> bool {
-        matches!(self.phase.as_str(), "done" | "stopped" | "interrupted")
-    }
-}
-
-fn difference(facts: &Facts, primary: NodeId, peer: NodeId, run: &Difference) -> DifferenceReport {
-    let right = match run.proof {
-        Proof::None => None,
-        Proof::Primary => Some(facts.name_of(primary)),
-        Proof::Peer => Some(facts.name_of(peer)),
-        Proof::Neither => Some("neither".to_owned()),
-    };
-    DifferenceReport { offset: run.block * BLOCK_BYTES, length: run.blocks * BLOCK_BYTES, right }
 }
 
 impl PeerReport {
@@ -652,10 +477,25 @@ impl PeerReport {
             role: peer.role.map(|role| role.to_string()),
             disk_state: peer.disk_state.map(|state| state.to_string()),
             member: peer.member,
+            answers: peer.answers,
             ack: AckReport::from(peer.ack),
+            lag_bytes: peer.lag_bytes,
             resync: peer.resync.map(ResyncReport::from),
             dirty_bytes: peer.dirty_blocks * BLOCK_BYTES,
             fork: peer.fork.map(ForkReport::from),
+        }
+    }
+}
+
+impl From<Staged> for StagedReport {
+    fn from(staged: Staged) -> Self {
+        match staged {
+            Staged::Gathering { bytes, free_bytes } => {
+                Self { is_switched: false, bytes, free_bytes, items_left: 0 }
+            }
+            Staged::Replaying { items_left } => {
+                Self { is_switched: true, bytes: 0, free_bytes: 0, items_left }
+            }
         }
     }
 }
@@ -668,6 +508,7 @@ impl From<Progress> for ResyncReport {
             rate_bytes: progress.rate_blocks() * BLOCK_BYTES,
             allowed_rate_bytes: progress.allowed_rate,
             left_seconds: progress.left_ms().map(|ms| ms.div_ceil(1000)),
+            is_staged: progress.is_staged,
         }
     }
 }
@@ -697,6 +538,7 @@ impl From<Counters> for CountersReport {
             checkpoints: counters.checkpoints,
             resync_bytes: counters.resync_bytes,
             unreadable_blocks: counters.unreadable_blocks,
+            rotten_blocks: counters.rotten_blocks,
             mended_blocks: counters.mended_blocks,
         }
     }

@@ -3,6 +3,7 @@
 //! ```text
 //! GET  /v1/version
 //! GET  /v1/status                       the node with all its volumes
+//! POST /v1/reload                       {}
 //! GET  /v1/volumes/{volume}
 //! POST /v1/volumes/{volume}/promote     {"force": false}
 //! POST /v1/volumes/{volume}/demote      {}
@@ -11,6 +12,8 @@
 //! POST /v1/volumes/{volume}/resolve     {"discard": "b"}
 //! POST /v1/volumes/{volume}/freeze-apply  {}
 //! POST /v1/volumes/{volume}/thaw          {}
+//! POST /v1/volumes/{volume}/bookmarks/add     {"name": "monday"}
+//! POST /v1/volumes/{volume}/bookmarks/delete  {"name": "monday"}
 //! GET  /v1/volumes/{volume}/branches
 //! POST /v1/volumes/{volume}/branches/delete  {"name": "3-1042-0a1b2c3d"}
 //!
@@ -20,6 +23,9 @@
 //! POST /v1/volumes/{volume}/record      {"epoch": 3, "version": 2, "in_sync": ["a", "b"]}
 //! POST /v1/volumes/{volume}/lease       {"epoch": 3, "end_ms": 123456}
 //! POST /v1/volumes/{volume}/release     {}
+//!
+//! over TCP, at `metrics-listen`:
+//! GET  /metrics                         figures, in the text format of Prometheus
 //! ```
 //!
 //! An error is `{"error": {"code", "message", "hint"}}`. The server runs on a thread of its own and never in the
@@ -27,13 +33,19 @@
 
 mod activity;
 mod advice;
+mod bookmark_words;
 mod client;
 mod facts;
 mod fork_words;
 pub mod json;
+mod metrics;
+mod requests;
 mod routes;
+mod scrub_words;
 mod server;
 mod socket;
+mod tcp;
+mod verify_words;
 
 #[cfg(test)]
 mod tests;
@@ -48,9 +60,10 @@ use crate::error::VolumeError;
 use crate::{VolumeHandle, VolumeStatus};
 
 pub use client::{Client, ClientError};
-pub use facts::Facts;
-pub use server::{Server, ServerError};
+pub use facts::{Facts, LiveFacts};
+pub use server::{Server, ServerError, serve_metrics};
 pub use socket::{ControlSocket, SocketError};
+pub use tcp::{Offer, TcpServer};
 
 /// What the control interface needs of a running volume.
 pub trait Volume: Send + Sync + 'static {
@@ -92,6 +105,15 @@ pub trait Volume: Send + Sync + 'static {
     /// # Errors
     /// If it is not there, or cannot be removed.
     fn delete_branch(&self, name: &str) -> io::Result<()>;
+}
+
+/// Reads the configuration file again.
+pub trait Reload: Send + Sync + 'static {
+    /// Has what runs take over what has changed; what the file says now, and what was done.
+    ///
+    /// # Errors
+    /// What is wrong with the file, or what cannot be changed so.
+    fn reload(&self) -> Result<(Facts, String), String>;
 }
 
 impl Volume for VolumeHandle {

@@ -12,20 +12,21 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use hyper::body::Bytes;
+use replicator_core::bookmarks::BookmarkName;
 use replicator_core::command::AdminError;
 use replicator_core::event::{AdminAction, Reign};
 use replicator_core::units::{Epoch, Instant, NodeId, NodeSet, ReignId};
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::de::DeserializeOwned;
 
-use super::Volume;
 use super::activity::Activity;
-use super::facts::Facts;
+use super::facts::{Facts, LiveFacts};
 use super::json::{
     AttachUblk, BranchList, BranchReport, BreakUblk, DeleteBranch, Demote, Done, Failure, FailureReason,
-    Invalidate, Lease, NodeStatus, Nothing, OpenEpoch, Promote, Release, Resolve, Seal, Sealed, Shrink,
-    StartVerify, TellRecord, Version, VolumeReport,
+    Grow, Invalidate, Lease, NameBookmark, NodeStatus, Nothing, OpenEpoch, Promote, Release, Resolve, Seal,
+    Sealed, Shrink, StartScrub, StartVerify, TellRecord, Version, VolumeReport,
 };
+use super::{Reload, Volume};
 use crate::error::VolumeError;
 
 /// Version of the interface, the number in its paths.
@@ -39,8 +40,49 @@ const ADMIN_DEADLINE: Duration = Duration::from_secs(30);
 
 /// What all requests see.
 pub(super) struct Shared {
-    pub(super) facts: Facts,
+    pub(super) facts: LiveFacts,
     pub(super) volumes: Vec<Arc<dyn Volume>>,
+    pub(super) reload: Box<dyn Reload>,
+}
+
+impl Shared {
+    /// What the configuration says now.
+    fn facts(&self) -> Arc<Facts> {
+        self.facts.get()
+    }
+}
+
+/// What figures are told of.
+#[derive(Clone)]
+pub(super) struct Figures {
+    pub(super) facts: LiveFacts,
+    pub(super) volumes: Vec<Arc<dyn Volume>>,
+}
+
+/// What anybody may read: figures.
+pub(super) fn open_router(figures: Figures) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .fallback(nothing_else)
+        .method_not_allowed_fallback(no_method)
+        .with_state(figures)
+}
+
+async fn metrics(State(figures): State<Figures>) -> Result<Response, Refusal> {
+    let told =
+        tokio::task::spawn_blocking(move || super::metrics::text(&figures.facts.get(), &figures.volumes))
+            .await;
+    let text = told.map_err(|_| {
+        let message = "the figures were not gathered".to_owned();
+        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "no-figures", message, None)
+    })?;
+    Ok(([(header::CONTENT_TYPE, crate::metrics::CONTENT_TYPE)], text).into_response())
+}
+
+async fn nothing_else(uri: Uri) -> Refusal {
+    let message = format!("there is no {} here", uri.path());
+    let hint = "GET /metrics is all there is; the control socket has the rest".to_owned();
+    Refusal::new(StatusCode::NOT_FOUND, "no-route", message, hint)
 }
 
 type AppState = State<Arc<Shared>>;
@@ -50,6 +92,7 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/v1/version", get(version))
         .route("/v1/status", get(status))
+        .route("/v1/reload", post(reload))
         .route("/v1/volumes/{volume}", get(volume))
         .route("/v1/volumes/{volume}/promote", post(promote))
         .route("/v1/volumes/{volume}/demote", post(demote))
@@ -62,10 +105,14 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/volumes/{volume}/record", post(record))
         .route("/v1/volumes/{volume}/lease", post(lease))
         .route("/v1/volumes/{volume}/release", post(release))
+        .route("/v1/volumes/{volume}/grow", post(grow))
         .route("/v1/volumes/{volume}/verify", post(verify))
+        .route("/v1/volumes/{volume}/scrub", post(scrub))
         .route("/v1/volumes/{volume}/resolve", post(resolve))
         .route("/v1/volumes/{volume}/freeze-apply", post(freeze_apply))
         .route("/v1/volumes/{volume}/thaw", post(thaw))
+        .route("/v1/volumes/{volume}/bookmarks/add", post(add_bookmark))
+        .route("/v1/volumes/{volume}/bookmarks/delete", post(delete_bookmark))
         .route("/v1/volumes/{volume}/branches", get(branches))
         .route("/v1/volumes/{volume}/branches/delete", post(delete_branch))
         .fallback(no_route)
@@ -75,7 +122,7 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
 }
 
 /// Reads the whole body before anything is decided, within its limits of size and time.
-async fn take_body(request: Request, next: Next) -> Response {
+pub(super) async fn take_body(request: Request, next: Next) -> Response {
     let too_large = || {
         let message = format!("the body is larger than {BODY_BYTES_MAX} bytes");
         Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", message, None).into_response()
@@ -127,8 +174,8 @@ async fn status(State(shared): AppState) -> Result<Json<NodeStatus>, Refusal> {
         reports.push(report(&shared, volume).await?);
     }
     Ok(Json(NodeStatus {
-        cluster: shared.facts.cluster_name().to_owned(),
-        node: shared.facts.name(),
+        cluster: shared.facts().cluster_name().to_owned(),
+        node: shared.facts().name(),
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         volumes: reports,
@@ -174,6 +221,37 @@ async fn shrink(
     act(&shared, &name, AdminAction::Shrink { node }).await
 }
 
+/// Takes over what has changed in the configuration file.
+async fn reload(State(shared): AppState, body: Bytes) -> Result<Json<Done>, Refusal> {
+    let Nothing {} = parse(&body)?;
+    let result = {
+        let shared = Arc::clone(&shared);
+        blocking(move || {
+            let (facts, message) = shared.reload.reload()?;
+            shared.facts.set(facts);
+            Ok::<_, String>(message)
+        })
+        .await?
+    };
+    match result {
+        Ok(message) => Ok(Json(Done { message: shared.facts().with_names(&message) })),
+        Err(message) => {
+            let message = shared.facts().with_names(&message);
+            let hint = "holdfast config check says what the file means".to_owned();
+            Err(Refusal::new(StatusCode::CONFLICT, "refused", message, hint))
+        }
+    }
+}
+
+async fn grow(
+    State(shared): AppState,
+    VolumeName(name): VolumeName,
+    body: Bytes,
+) -> Result<Json<Done>, Refusal> {
+    let Grow { size_bytes } = parse(&body)?;
+    act(&shared, &name, AdminAction::Grow { bytes: size_bytes }).await
+}
+
 async fn verify(
     State(shared): AppState,
     VolumeName(name): VolumeName,
@@ -188,9 +266,19 @@ async fn verify(
     act(&shared, &name, action).await
 }
 
+async fn scrub(
+    State(shared): AppState,
+    VolumeName(name): VolumeName,
+    body: Bytes,
+) -> Result<Json<Done>, Refusal> {
+    let request: StartScrub = parse(&body)?;
+    let action = if request.stop { AdminAction::StopScrub } else { AdminAction::Scrub };
+    act(&shared, &name, action).await
+}
+
 fn node_of(shared: &Shared, name: &str) -> Result<NodeId, Refusal> {
-    shared.facts.id_of(name).ok_or_else(|| {
-        let known = shared.facts.node_names().join(", ");
+    shared.facts().id_of(name).ok_or_else(|| {
+        let known = shared.facts().node_names().join(", ");
         let message = format!("there is no node \"{name}\" in this cluster");
         Refusal::new(StatusCode::BAD_REQUEST, "unknown-node", message, format!("its nodes are: {known}"))
     })
@@ -299,6 +387,32 @@ async fn thaw(
     act(&shared, &name, AdminAction::Thaw).await
 }
 
+async fn add_bookmark(
+    State(shared): AppState,
+    VolumeName(name): VolumeName,
+    body: Bytes,
+) -> Result<Json<Done>, Refusal> {
+    let name_of = bookmark_name(&parse(&body)?)?;
+    act(&shared, &name, AdminAction::AddBookmark { name: name_of }).await
+}
+
+async fn delete_bookmark(
+    State(shared): AppState,
+    VolumeName(name): VolumeName,
+    body: Bytes,
+) -> Result<Json<Done>, Refusal> {
+    let name_of = bookmark_name(&parse(&body)?)?;
+    act(&shared, &name, AdminAction::DeleteBookmark { name: name_of }).await
+}
+
+fn bookmark_name(request: &NameBookmark) -> Result<BookmarkName, Refusal> {
+    BookmarkName::new(&request.name).ok_or_else(|| {
+        let message = format!("{:?} can be no name of a bookmark", request.name);
+        let hint = "use at most 32 letters, digits, '-', '_' and '.'".to_owned();
+        Refusal::new(StatusCode::BAD_REQUEST, "bad-name", message, hint)
+    })
+}
+
 async fn branches(
     State(shared): AppState,
     VolumeName(name): VolumeName,
@@ -341,7 +455,7 @@ async fn invalidate(
 ) -> Result<Json<Done>, Refusal> {
     let request: Invalidate = parse(&body)?;
     if !request.discard_my_data {
-        let message = format!("this gives up the data of {name} on node {}", shared.facts.name());
+        let message = format!("this gives up the data of {name} on node {}", shared.facts().name());
         let hint = "say so: \"discard_my_data\": true".to_owned();
         return Err(Refusal::new(StatusCode::BAD_REQUEST, "not-confirmed", message, hint));
     }
@@ -381,7 +495,7 @@ fn find(shared: &Shared, name: &str) -> Result<Arc<dyn Volume>, Refusal> {
     let found = shared.volumes.iter().find(|volume| volume.name() == name);
     found.cloned().ok_or_else(|| {
         let known: Vec<&str> = shared.volumes.iter().map(|volume| volume.name()).collect();
-        let message = format!("node {} has no volume \"{name}\"", shared.facts.name());
+        let message = format!("node {} has no volume \"{name}\"", shared.facts().name());
         let hint = format!("its volumes are: {}", known.join(", "));
         Refusal::new(StatusCode::NOT_FOUND, "unknown-volume", message, hint)
     })
@@ -391,7 +505,7 @@ async fn report(shared: &Arc<Shared>, volume: Arc<dyn Volume>) -> Result<VolumeR
     let shared = Arc::clone(shared);
     blocking(move || {
         let status = volume.status();
-        VolumeReport::new(&shared.facts, volume.name(), status.as_ref())
+        VolumeReport::new(&shared.facts(), volume.name(), status.as_ref())
     })
     .await
 }
@@ -407,8 +521,8 @@ async fn ask(
 ) -> Result<Json<Done>, Refusal> {
     let volume = find(shared, name)?;
     match blocking(move || question(&*volume)).await? {
-        Ok(message) => Ok(Json(Done { message: shared.facts.with_names(&message) })),
-        Err(error) => Err(refusal_of(&shared.facts, name, &error)),
+        Ok(message) => Ok(Json(Done { message: shared.facts().with_names(&message) })),
+        Err(error) => Err(refusal_of(&shared.facts(), name, &error)),
     }
 }
 

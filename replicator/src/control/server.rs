@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -13,15 +14,17 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use thiserror::Error;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::UnixListener;
 use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::Volume;
 use super::activity::Activity;
-use super::facts::Facts;
-use super::routes::{self, Shared};
+use super::facts::LiveFacts;
+use super::routes::{self, Figures, Shared};
 use super::socket::{ControlSocket, SocketError};
+use super::tcp::{Offer, TcpServer};
+use super::{Reload, Volume};
 
 /// Connections at one time. When there are as many, the one that has been idle for longest makes room.
 const CONNECTIONS_MAX: usize = 32;
@@ -38,6 +41,14 @@ pub enum ServerError {
     /// Its socket cannot be had.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// An address cannot be used.
+    #[error("cannot listen on {address} for HTTP: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
     /// Its thread or runtime cannot be had.
     #[error("cannot start the control server: {0}")]
     System(#[from] io::Error),
@@ -51,18 +62,23 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds `path` and serves `volumes`.
+    /// Binds `path` and serves `volumes`; `reload` reads the configuration again.
     ///
     /// # Errors
     /// If the socket is in use or cannot be bound.
-    pub fn start(path: &Path, facts: Facts, volumes: Vec<Arc<dyn Volume>>) -> Result<Self, ServerError> {
+    pub fn start(
+        path: &Path,
+        facts: LiveFacts,
+        volumes: Vec<Arc<dyn Volume>>,
+        reload: Box<dyn Reload>,
+    ) -> Result<Self, ServerError> {
         let (socket, listener) = ControlSocket::bind(path)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let listener = {
             let _guard = runtime.enter();
             UnixListener::from_std(listener)?
         };
-        let router = routes::router(Arc::new(Shared { facts, volumes }));
+        let router = routes::router(Arc::new(Shared { facts, volumes, reload }));
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
             runtime.block_on(async move {
@@ -77,6 +93,19 @@ impl Server {
         })?;
         Ok(Self { stop: Some(stop), thread: Some(thread) })
     }
+}
+
+/// Tells figures of `volumes` at `address`, to anybody.
+///
+/// # Errors
+/// If the address cannot be used.
+pub fn serve_metrics(
+    address: SocketAddr,
+    facts: LiveFacts,
+    volumes: Vec<Arc<dyn Volume>>,
+) -> Result<TcpServer, ServerError> {
+    let open = routes::open_router(Figures { facts, volumes });
+    TcpServer::start(address, Offer { open, secure: None })
 }
 
 impl Drop for Server {
@@ -94,7 +123,7 @@ async fn accept(listener: UnixListener, router: Router) {
         match listener.accept().await {
             Ok((stream, _)) => {
                 connections.make_room().await;
-                connections.begin(stream, &router);
+                connections.begin(|activity| serve(stream, with_activity(&router, activity)));
             }
             // Out of descriptors: others may give some back soon.
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
@@ -102,9 +131,14 @@ async fn accept(listener: UnixListener, router: Router) {
     }
 }
 
+/// The routes, which know on which connection they are.
+pub(super) fn with_activity(router: &Router, activity: Arc<Activity>) -> Router {
+    router.clone().layer(Extension(activity))
+}
+
 /// The connections there are. Somebody who holds many and asks nothing takes nobody's place.
 #[derive(Default)]
-struct Connections {
+pub(super) struct Connections {
     tasks: JoinSet<()>,
     list: Vec<(AbortHandle, Arc<Activity>)>,
 }
@@ -112,7 +146,7 @@ struct Connections {
 impl Connections {
     /// Sees to it that there are fewer than the most. Those whose request is being worked on are not ended for
     /// another; if all are, one of them has to come to its end.
-    async fn make_room(&mut self) {
+    pub(super) async fn make_room(&mut self) {
         while self.tasks.try_join_next().is_some() {}
         while self.tasks.len() >= CONNECTIONS_MAX {
             self.list.retain(|(task, _)| !task.is_finished());
@@ -125,14 +159,17 @@ impl Connections {
         self.list.retain(|(task, _)| !task.is_finished());
     }
 
-    fn begin(&mut self, stream: UnixStream, router: &Router) {
+    pub(super) fn begin<F>(&mut self, serve: impl FnOnce(Arc<Activity>) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
         let activity = Arc::new(Activity::new());
-        let router = router.clone().layer(Extension(Arc::clone(&activity)));
-        self.list.push((self.tasks.spawn(serve(stream, router)), activity));
+        self.list.push((self.tasks.spawn(serve(Arc::clone(&activity))), activity));
     }
 }
 
-async fn serve(stream: UnixStream, router: Router) {
+/// Answers one request.
+pub(super) async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, router: Router) {
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)

@@ -98,6 +98,7 @@ fn healthy() -> Status {
     let (alpha, beta) = (NodeId(0), NodeId(1));
     Status {
         node: alpha,
+        replica: 7,
         role: Role::Primary,
         serving: true,
         frozen: None,
@@ -108,6 +109,7 @@ fn healthy() -> Status {
         suspect: false,
         disk_full: false,
         proven: true,
+        sessions: None,
         export_generation: 1,
         volume_bytes: 1 << 30,
         block_bytes: 512,
@@ -132,11 +134,15 @@ fn healthy() -> Status {
         arena_bytes: 64 << 20,
         superblock_repairs: 0,
         verify: None,
+        sums: None,
+        scrub: None,
         found_blocks: 0,
         branching: None,
         branch_failure: None,
         discards_of: None,
         freeze: None,
+        bookmarks: Vec::new(),
+        staged: None,
         peers: vec![PeerStatus {
             node: beta,
             protocol: Protocol::C,
@@ -145,6 +151,8 @@ fn healthy() -> Status {
             role: Some(Role::Secondary),
             disk_state: Some(DiskState::UpToDate),
             member: true,
+            answers: true,
+            lag_bytes: Some(0),
             ack: Ack {
                 received: Sequence(9),
                 journaled: Sequence(9),
@@ -161,6 +169,7 @@ fn healthy() -> Status {
 
 fn volume_status(core: Status) -> VolumeStatus {
     VolumeStatus {
+        latencies: crate::latency::Latencies::default(),
         name: "r0".to_owned(),
         core,
         nbd_connections: 1,
@@ -199,7 +208,12 @@ impl Bench {
     }
 
     fn start(&self) -> Result<Server, ServerError> {
-        Server::start(&self.path(), facts(), vec![Arc::clone(&self.volume) as Arc<dyn Volume>])
+        Server::start(
+            &self.path(),
+            LiveFacts::new(facts()),
+            vec![Arc::clone(&self.volume) as Arc<dyn Volume>],
+            Box::new(Unchanged),
+        )
     }
 
     fn client(&self) -> Client {
@@ -218,6 +232,15 @@ impl Bench {
     }
 }
 
+/// A configuration that stays as it is, and says so of node 0.
+struct Unchanged;
+
+impl Reload for Unchanged {
+    fn reload(&self) -> Result<(Facts, String), String> {
+        Ok((facts(), "n0: nothing has changed".to_owned()))
+    }
+}
+
 fn facts() -> Facts {
     let loaded = parse(Path::new("/etc/holdfast.toml"), CONFIGURATION, WithSecret::Yes).unwrap();
     Facts::new(loaded.cluster, NodeId(0))
@@ -226,6 +249,17 @@ fn facts() -> Facts {
 fn refusal(error: &ClientError) -> (String, String, Option<String>) {
     let ClientError::Refused(reason) = error else { panic!("{error}") };
     (reason.code.clone(), reason.message.clone(), reason.hint.clone())
+}
+
+#[test]
+fn a_reload_is_answered_with_names() {
+    let bench = Bench::new();
+    let done = bench.client().reload().unwrap();
+    assert!(
+        done.message.ends_with(": nothing has changed") && !done.message.starts_with("n0"),
+        "{}",
+        done.message
+    );
 }
 
 #[test]
@@ -494,7 +528,9 @@ fn a_stale_socket_is_replaced_and_a_file_is_not() {
     assert!(error.contains("is not a socket; it is left alone"), "{error}");
     assert_eq!(std::fs::read(bench.path()).unwrap(), b"precious");
     let nowhere = bench.folder.path().join("no/control.sock");
-    let error = Server::start(&nowhere, facts(), Vec::new()).unwrap_err().to_string();
+    let error = Server::start(&nowhere, LiveFacts::new(facts()), Vec::new(), Box::new(Unchanged))
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("does not exist; make it first"), "{error}");
 }
 
@@ -718,7 +754,7 @@ fn advice_follows_from_what_the_core_says() {
         (|mine, theirs| (mine.primary, theirs.disk_state) = (true, DiskState::Failed), "or a new disk"),
         (|mine, theirs| (mine.primary, theirs.suspect) = (true, true), "holdfast invalidate r0"),
         (|mine, theirs| theirs.replica = mine.replica, "no disk was copied"),
-        (|_, theirs| theirs.volume_bytes = 1 << 20, "compare the configurations"),
+        (|_, theirs| theirs.block_bytes *= 8, "compare the configurations"),
     ];
     for (meet, cure) in table {
         let (mut mine, mut theirs) = (hello(0), hello(1));

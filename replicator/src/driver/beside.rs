@@ -1,15 +1,16 @@
-//! What goes on beside the reactor, on threads of its own: keeping a branch, and letting clients read one. The reactor
-//! hands it over and hears of it when it is done.
+//! What goes on beside the reactor, on threads of its own: keeping a branch, letting clients read one, and enlarging the
+//! disk. The reactor hands it over and hears of it when it is done.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use replicator_core::command::BranchPlan;
+use replicator_core::event::Errno;
 use replicator_core::units::Token;
 
 use super::handle::VolumeHandle;
 use crate::branch::serve::{Reader, Readers};
 use crate::branch::{BranchInfo, Branches};
-use crate::clock;
+use crate::{clock, device};
 
 /// Branches, and who reads them.
 pub(crate) struct Beside {
@@ -30,7 +31,6 @@ impl Beside {
 
     /// Keeps a branch of what `disk` holds.
     pub(crate) fn keep(&self, token: Token, plan: Box<BranchPlan>, volume_bytes: u64, disk: OwnedFd) {
-        use std::os::fd::AsFd as _;
         let (branches, handle, failed) = (self.branches.clone(), self.handle.clone(), self.handle.clone());
         let body = move || {
             let kept = branches.keep(&plan, volume_bytes, clock::wall_ms(), disk.as_fd());
@@ -40,6 +40,15 @@ impl Beside {
         };
         if let Err(error) = std::thread::Builder::new().name("hf-keep".to_owned()).spawn(body) {
             failed.branch_kept(token, Err(error.to_string()));
+        }
+    }
+
+    /// Has `disk` hold `bytes`, where it is a file that holds fewer.
+    pub(crate) fn grow(&self, token: Token, bytes: u64, disk: OwnedFd) {
+        let (handle, failed) = (self.handle.clone(), self.handle.clone());
+        let body = move || handle.disk_grown(token, device::grow(disk.as_fd(), bytes));
+        if let Err(error) = std::thread::Builder::new().name("hf-grow".to_owned()).spawn(body) {
+            failed.disk_grown(token, Err(Errno(error.raw_os_error().unwrap_or(libc::EAGAIN))));
         }
     }
 

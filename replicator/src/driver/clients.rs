@@ -2,23 +2,28 @@
 //! to the machine as events; what it completes comes back as replies.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
-use nbd_frontend::{Export, Request, Step};
+use nbd_frontend::{Export, Request, Session, Step};
 use replicator_core::event::{Errno, Event};
 use replicator_core::limits::{FRAME_PAYLOAD_BYTES_MAX, GATHER_BYTES_MAX};
 use replicator_core::units::{Instant, RequestId, Span};
 use rustix::net::{RecvFlags, Shutdown};
+use rustls::ServerConfig;
 
-use super::Op;
 use super::context::Context;
 use super::slab::{Key, Slab};
 use super::waiters::Waiter;
+use super::{BRANCH, Op};
 use crate::branch::serve::Reader;
 use crate::device::Kind;
 use crate::frontend::{Choice, Client, Life, Need, Operation, Payload, STALL_MS, Stage};
 use crate::ring::FileId;
+use crate::secure::Secure;
+use crate::session;
 
 mod allocation;
+mod changes;
 mod requests;
 
 /// Connections that may be ending while others have taken their places: not many, since each holds memory until the
@@ -39,6 +44,8 @@ pub(crate) struct Clients {
     exports: Vec<Export>,
     disk: DiskView,
     connections_max: usize,
+    /// How clients over TCP are made sure of, if they are.
+    tls: Option<Arc<ServerConfig>>,
     /// Those with something to send.
     dirty: Vec<Key>,
     /// Those that may go on parsing: they were full, and one of their requests was completed.
@@ -60,13 +67,19 @@ enum Flow {
 }
 
 impl Clients {
-    pub(crate) fn new(exports: Vec<Export>, disk: DiskView, connections_max: u32) -> Self {
+    pub(crate) fn new(
+        exports: Vec<Export>,
+        disk: DiskView,
+        connections_max: u32,
+        tls: Option<Arc<ServerConfig>>,
+    ) -> Self {
         Self {
             clients: Slab::with_capacity(64),
             operations: Slab::with_capacity(1024),
             exports,
             disk,
             connections_max: connections_max as usize,
+            tls,
             dirty: Vec::with_capacity(64),
             ready: Vec::with_capacity(64),
             readers: Vec::new(),
@@ -107,7 +120,8 @@ impl Clients {
             Ok(file) => file,
             Err((_, error)) => return cx.log.line(format_args!("an NBD connection is refused: {error}")),
         };
-        match Client::new(&mut cx.ring, file, cx.now) {
+        let session = if is_tcp && self.tls.is_some() { Session::requiring_tls() } else { Session::new() };
+        match Client::new(&mut cx.ring, file, session, cx.now) {
             Ok(client) => {
                 let key = self.clients.insert(client);
                 self.advance(cx, key);
@@ -135,13 +149,14 @@ impl Clients {
     /// A receive is done.
     pub(crate) fn received(&mut self, cx: &mut Context, key: Key, result: Result<usize, Errno>) {
         let Some(client) = self.clients.get_mut(key) else { return };
+        let is_direct = client.secure.is_none();
         let filling = match &mut client.stage {
-            Stage::Payload(Payload { filling: Some(filling), .. }) => Some(filling),
+            Stage::Payload(Payload { filling: Some(filling), .. }) if is_direct => Some(filling),
             _ => None,
         };
         match (result, filling) {
             (Ok(0), _) => {
-                client.inbox.received(0);
+                client.received_nothing();
                 self.close(cx, key, None);
             }
             (Ok(count), Some((_, filled))) => {
@@ -150,15 +165,20 @@ impl Clients {
                 self.advance(cx, key);
             }
             (Ok(count), None) => {
-                client.inbox.received(count);
+                if let Err(error) = client.received(&mut cx.ring, count) {
+                    return self.distrust(cx, key, &error.to_string());
+                }
+                if client.has_tls_to_say() {
+                    self.mark_dirty(key);
+                }
                 self.advance(cx, key);
             }
             (Err(Errno(libc::EINTR | libc::EAGAIN)), _) => {
-                client.inbox.received(0);
+                client.received_nothing();
                 self.advance(cx, key);
             }
             (Err(error), _) => {
-                client.inbox.received(0);
+                client.received_nothing();
                 self.close(cx, key, Some(format!("receiving failed: {}", crate::device::io_error(error))));
             }
         }
@@ -179,12 +199,16 @@ impl Clients {
             client.outbox.failed();
             return self.bury(cx, key);
         }
-        let releases = client.outbox.sent(&mut cx.ring, Op::ClientSend(key), client.file, count);
+        let (tag, file) = (Op::ClientSend(key), client.file);
+        let releases = match &mut client.secure {
+            Some(secure) => secure.sent(&mut cx.ring, tag, file, count, &mut client.outbox),
+            None => client.outbox.sent(&mut cx.ring, tag, file, count),
+        };
         for buffer in releases {
             client.read_bytes -= buffer.len_bytes();
             cx.give_buffer(buffer);
         }
-        if client.is_full {
+        if client.is_full || matches!(client.stage, Stage::Securing) {
             client.is_full = false;
             self.ready.push(key);
         }
@@ -223,7 +247,7 @@ impl Clients {
             if let Some(client) = self.clients.get_mut(key) {
                 client.is_dirty = false;
                 if client.life != Life::Closed {
-                    client.outbox.start(&mut cx.ring, Op::ClientSend(key), client.file);
+                    client.start(&mut cx.ring, Op::ClientSend(key));
                     if client.outbox.is_sending() {
                         client.send_deadline.get_or_insert(cx.now.plus_ms(STALL_MS));
                     }
@@ -293,6 +317,16 @@ impl Clients {
         }
     }
 
+    /// The volume has `bytes` from now on.
+    pub(crate) fn grow(&mut self, bytes: u64) {
+        let chose = |client: &Client| client.is_negotiated && client.choice == Choice::Volume;
+        let keys: Vec<Key> =
+            self.clients.iter().filter(|(_, client)| chose(client)).map(|(key, _)| key).collect();
+        for key in keys {
+            self.clients.get_mut(key).expect("it was just there").session.grow(bytes);
+        }
+    }
+
     fn close_those(&mut self, cx: &mut Context, which: impl Fn(&Choice) -> bool) {
         let chose = |client: &Client| client.is_negotiated && which(&client.choice);
         let keys: Vec<Key> =
@@ -328,11 +362,12 @@ impl Clients {
     fn step(&mut self, cx: &mut Context, key: Key) -> Flow {
         let Some(client) = self.clients.get_mut(key) else { return Flow::Wait };
         let is_reader = client.is_negotiated && matches!(client.choice, Choice::Branch(_));
-        if client.life != Life::Open || client.parked.is_some() || client.inbox.is_receiving() || is_reader {
+        if client.life != Life::Open || client.parked.is_some() || client.is_receiving() || is_reader {
             return Flow::Wait;
         }
         match client.stage {
             Stage::Header => self.step_header(cx, key),
+            Stage::Securing => self.secure(cx, key),
             Stage::Payload(payload) => self.step_payload(cx, key, payload),
             Stage::Blocked(request) => self.request(cx, key, request),
             Stage::Drain { left: 0, reject } => {
@@ -343,7 +378,7 @@ impl Clients {
             Stage::Drain { left, reject } => {
                 let unread = client.inbox.unread_bytes() as u64;
                 if unread == 0 {
-                    client.inbox.receive(&mut cx.ring, Op::ClientReceive(key), client.file);
+                    client.receive(&mut cx.ring, Op::ClientReceive(key));
                     return Flow::Wait;
                 }
                 let count = left.min(unread);
@@ -360,7 +395,11 @@ impl Clients {
             client.is_full = true;
             return Flow::Wait;
         }
-        let advance = match client.session.advance(client.inbox.unread(&cx.ring), &self.exports) {
+        // Branches are read from the socket itself, past the reactor and so past TLS.
+        let is_branch = |export: &Export| export.name.contains(BRANCH);
+        let branches_at = || self.exports.iter().position(is_branch).unwrap_or(self.exports.len());
+        let offered = if client.secure.is_some() { branches_at() } else { self.exports.len() };
+        let advance = match client.session.advance(client.inbox.unread(&cx.ring), &self.exports[..offered]) {
             Ok(advance) => advance,
             Err(error) => {
                 self.close(cx, key, Some(error.to_string()));
@@ -377,6 +416,16 @@ impl Clients {
             Step::SendOutput => {
                 self.say_output(cx, key);
                 Flow::On
+            }
+            Step::StartTls if client.inbox.unread_bytes() > 0 => {
+                let reason = "it sent something in the clear behind NBD_OPT_STARTTLS".to_owned();
+                self.close(cx, key, Some(reason));
+                Flow::Wait
+            }
+            Step::StartTls => {
+                client.stage = Stage::Securing;
+                self.say_output(cx, key);
+                Flow::Wait
             }
             Step::Negotiated => {
                 client.negotiated();
@@ -406,8 +455,42 @@ impl Clients {
         if let Some(client) = self.clients.get_mut(key)
             && client.life == Life::Open
         {
-            client.inbox.receive(&mut cx.ring, Op::ClientReceive(key), client.file);
+            client.receive(&mut cx.ring, Op::ClientReceive(key));
         }
+    }
+
+    /// Begins TLS once all that was said in the clear has left.
+    fn secure(&mut self, cx: &mut Context, key: Key) -> Flow {
+        let client = self.clients.get_mut(key).expect("the caller has it");
+        if !client.outbox.is_empty() {
+            return Flow::Wait;
+        }
+        let config = Arc::clone(self.tls.as_ref().expect("only then is TLS required"));
+        let secure = session::Session::serve(config).map_err(|error| error.to_string()).and_then(|session| {
+            Secure::new(&mut cx.ring, session).map_err(|error| format!("no memory: {error}"))
+        });
+        match secure {
+            Ok(secure) => {
+                client.secure = Some(secure);
+                client.stage = Stage::Header;
+                Flow::On
+            }
+            Err(reason) => {
+                self.close(cx, key, Some(reason));
+                Flow::Wait
+            }
+        }
+    }
+
+    /// What came in TLS is not a client's of this cluster. Who has not proven anything yet is told why not.
+    fn distrust(&mut self, cx: &mut Context, key: Key, reason: &str) {
+        let client = self.clients.get_mut(key).expect("the caller has it");
+        if !client.is_securing() || !client.has_tls_to_say() {
+            return self.close(cx, key, Some(reason.to_owned()));
+        }
+        cx.log.line(format_args!("an NBD connection is closed: {reason}"));
+        client.life = Life::Finishing;
+        self.mark_dirty(key);
     }
 
     fn say_output(&mut self, cx: &mut Context, key: Key) {
@@ -419,8 +502,8 @@ impl Clients {
     }
 
     /// Begins a write; its payload comes next in the stream.
-    fn begin_write(&mut self, key: Key, request: &Request, fua: bool) -> Flow {
-        let operation = self.begin(key, request);
+    fn begin_write(&mut self, cx: &Context, key: Key, request: &Request, fua: bool) -> Flow {
+        let operation = self.begin(key, request, cx.now);
         self.operations.get_mut(operation).expect("just made").is_open = true;
         let client = self.clients.get_mut(key).expect("the caller has it");
         let (offset, left) = (request.offset, request.length_bytes);
@@ -474,7 +557,11 @@ impl Clients {
         if copied < rest.len {
             client.stage = Stage::Payload(Payload { filling: Some((span, filled + copied)), ..payload });
             let rest = Span { start: rest.start + copied, len: rest.len - copied };
-            client.inbox.receive_directly(&mut cx.ring, Op::ClientReceive(key), client.file, rest);
+            if client.secure.is_some() {
+                client.receive(&mut cx.ring, Op::ClientReceive(key));
+            } else {
+                client.inbox.receive_directly(&mut cx.ring, Op::ClientReceive(key), client.file, rest);
+            }
             return Flow::Wait;
         }
         self.hand_over(cx, key, payload, span);
@@ -523,12 +610,14 @@ impl Clients {
             return;
         }
         let client = self.clients.remove(key).expect("just seen");
-        for buffer in client.outbox.release(&mut cx.ring) {
+        let payload = match client.stage {
+            Stage::Payload(payload) => Some(payload),
+            _ => None,
+        };
+        for buffer in client.release(&mut cx.ring) {
             cx.give_buffer(buffer);
         }
-        client.inbox.release(&mut cx.ring);
-        cx.ring.remove_file(client.file);
-        if let Stage::Payload(payload) = client.stage {
+        if let Some(payload) = payload {
             if let Some((span, _)) = payload.filling {
                 cx.give(Event::WriteAbandoned { payload: span });
             }
@@ -540,7 +629,7 @@ impl Clients {
     /// Closes a connection whose client is done, once everything is answered.
     fn finish_if_done(&mut self, cx: &mut Context, key: Key) {
         let done = self.clients.get(key).is_some_and(|client| {
-            client.life == Life::Finishing && client.operations == 0 && client.outbox.is_empty()
+            client.life == Life::Finishing && client.operations == 0 && client.has_said_all()
         });
         if done {
             self.close(cx, key, None);

@@ -8,6 +8,7 @@ use replicator_core::wire::envelope::Envelope;
 use super::Op;
 use super::log::Log;
 use super::waiters::Waiters;
+use crate::latency::Latencies;
 use crate::ring::{MemoryId, Ring};
 
 /// The middle of the driver.
@@ -18,6 +19,8 @@ pub(crate) struct Context {
     pub(crate) now: Instant,
     pub(crate) log: Log,
     pub(crate) waiters: Waiters,
+    /// How long clients' requests took.
+    pub(crate) latencies: Latencies,
     /// Buffers were given back after those who wait for some had been asked: ask them again before waiting.
     pub(crate) freed: bool,
     /// Something happened that the machine must draw conclusions from.

@@ -7,13 +7,16 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use replicator_core::command::AdminError;
-use replicator_core::event::AdminAction;
+use replicator_core::config::PeerConfig;
+use replicator_core::event::{AdminAction, Errno};
 use replicator_core::status::Status;
-use replicator_core::units::Token;
+use replicator_core::units::{NodeId, Token};
 
 use super::ublk::{NewUblk, UblkStatus};
 use crate::branch::{BranchInfo, Branches};
 use crate::error::{VolumeError, VolumeFault};
+use crate::latency::Latencies;
+use crate::options::PeerAddress;
 use crate::ublk;
 
 /// A volume's replica and what the shell knows about it.
@@ -23,6 +26,8 @@ pub struct VolumeStatus {
     pub name: String,
     /// The replica.
     pub core: Status,
+    /// How long clients' requests took.
+    pub latencies: Latencies,
     /// NBD connections now.
     pub nbd_connections: u32,
     /// The device of the kernel's ublk driver that it serves.
@@ -43,8 +48,14 @@ pub struct VolumeStatus {
 pub(crate) enum Request {
     /// Something for the machine.
     Admin { action: AdminAction, answer: mpsc::Sender<Result<String, AdminError>> },
+    /// Another replica is to be taken in.
+    AddReplica { address: PeerAddress, config: PeerConfig, answer: mpsc::Sender<Result<String, AdminError>> },
+    /// One is to be let go.
+    RemoveReplica { node: NodeId, answer: mpsc::Sender<Result<String, AdminError>> },
     /// A branch is kept, or could not be.
     BranchKept { token: Token, result: Result<(), String> },
+    /// The backing disk was looked at, or made larger.
+    DiskGrown { token: Token, result: Result<u64, Errno> },
     /// These are the branches there are now.
     Branches(Vec<BranchInfo>),
     /// A device of the kernel's ublk driver is to be served.
@@ -131,6 +142,12 @@ impl VolumeHandle {
         let _ = self.send(Request::BranchKept { token, result });
     }
 
+    /// Tells the reactor how many bytes the backing disk holds.
+    pub(crate) fn disk_grown(&self, token: Token, result: Result<u64, Errno>) {
+        // Nobody waits for it in a volume that has stopped.
+        let _ = self.send(Request::DiskGrown { token, result });
+    }
+
     /// The volume's name.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -143,6 +160,27 @@ impl VolumeHandle {
     /// What the replica says, or that there was no answer.
     pub fn admin(&self, action: AdminAction, deadline: Duration) -> Result<String, VolumeError> {
         self.ask(|answer| Request::Admin { action, answer }, deadline)
+    }
+
+    /// Has the replica take in another one.
+    ///
+    /// # Errors
+    /// What the replica says, or that there was no answer.
+    pub fn add_replica(
+        &self,
+        address: PeerAddress,
+        config: PeerConfig,
+        deadline: Duration,
+    ) -> Result<String, VolumeError> {
+        self.ask(|answer| Request::AddReplica { address, config, answer }, deadline)
+    }
+
+    /// Has the replica let another one go for good.
+    ///
+    /// # Errors
+    /// What the replica says, or that there was no answer.
+    pub fn remove_replica(&self, node: NodeId, deadline: Duration) -> Result<String, VolumeError> {
+        self.ask(|answer| Request::RemoveReplica { node, answer }, deadline)
     }
 
     /// Begins to serve a device of the kernel's ublk driver, which was made with so many tags and belongs to an

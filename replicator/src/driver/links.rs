@@ -21,8 +21,9 @@ use super::slab::{Key, Slab};
 use crate::auth::{Handshake, Progress};
 use crate::device::io_error;
 use crate::identity::Identity;
-use crate::link::{BACKLOG_BYTES_MAX, FAREWELL_MS, Incoming, Link, Phase, Secure};
+use crate::link::{BACKLOG_BYTES_MAX, FAREWELL_MS, Incoming, Link, Phase};
 use crate::options::{PeerAddress, Secret};
+use crate::secure::Secure;
 use crate::session::Session;
 
 mod receive;
@@ -75,6 +76,23 @@ impl Links {
             parked_before: Vec::with_capacity(LINKS_MAX),
             body: Box::new([0; MESSAGE_BODY_BYTES_MAX]),
         }
+    }
+
+    /// Who may be at the other end.
+    pub(crate) fn peers(&self) -> &[NodeId] {
+        &self.peers
+    }
+
+    /// There is another peer.
+    pub(crate) fn add_peer(&mut self, node: NodeId, peer: &PeerAddress, now: Instant) {
+        self.peers.push(peer.node);
+        self.dials.extend(Dial::of(node, std::slice::from_ref(peer), now));
+    }
+
+    /// A peer is none any more: nobody dials it, and it is not let in.
+    pub(crate) fn remove_peer(&mut self, node: NodeId) {
+        self.peers.retain(|peer| *peer != node);
+        self.dials.retain(|dial| dial.node != node);
     }
 
     /// When something here is due.

@@ -34,18 +34,21 @@ use std::time::Duration;
 
 use nbd_frontend::{Availability, Export};
 use replicator_core::command::{BranchPlan, Command, Report};
-use replicator_core::event::{Errno, Event};
+use replicator_core::event::{AdminAction, Errno, Event};
 use replicator_core::machine::Machine;
-use replicator_core::units::{Instant, Token};
+use replicator_core::units::{Instant, NodeId, Token};
 use replicator_core::wire::message::Message;
 
 use crate::branch::BranchInfo;
+use crate::client_identity::{self, Authority};
+use crate::config::format_uuid;
 use crate::device::{Device, io_error};
 use crate::error::{RingError, StartError};
 use crate::frontend::Need;
 use crate::identity::Identity;
+use crate::latency::Latencies;
 use crate::names::NodeNames;
-use crate::options::VolumeOptions;
+use crate::options::{PeerAddress, VolumeOptions};
 use crate::ring::{Completion, FileId, Memory, Ring};
 use crate::{arena, clock};
 use beside::Beside;
@@ -191,13 +194,19 @@ impl Driver {
             core.peer_timeout_ms,
             now,
         );
+        let listener = || {
+            let (name, names) = (&options.node_name, &options.nbd_names);
+            client_identity::listener(&options.secret, Authority::NbdClients, name, names)
+        };
+        let nbd_tls = options.nbd_tls.then(listener).transpose()?;
         let control = Control::new(&mut ring, requests, wake).map_err(system("register the wake-up"))?;
         let storage = Storage::new(&mut ring, disk, journal).map_err(system("map memory"))?;
-        let cx = Context { ring, machine, now, log, waiters: Waiters::new(), freed: false, has_news: true };
+        let (waiters, latencies) = (Waiters::new(), Latencies::default());
+        let cx = Context { ring, machine, now, log, waiters, latencies, freed: false, has_news: true };
         let mut driver = Self {
             cx,
             storage,
-            clients: Clients::new(exports, view, options.nbd_connections_max),
+            clients: Clients::new(exports, view, options.nbd_connections_max, nbd_tls),
             ublk: Ublk::new(),
             links,
             control,
@@ -337,7 +346,18 @@ impl Driver {
                     let id = self.control.expect(answer);
                     self.cx.give(Event::Admin { id, action });
                 }
+                Request::AddReplica { address, config, answer } => {
+                    let id = self.control.expect(answer);
+                    // Known by its name from here on, also in the answer.
+                    self.know_peer(address);
+                    self.cx.give(Event::Admin { id, action: AdminAction::AddReplica(config) });
+                }
+                Request::RemoveReplica { node, answer } => {
+                    let id = self.control.expect(answer);
+                    self.cx.give(Event::Admin { id, action: AdminAction::RemoveReplica { node } });
+                }
                 Request::BranchKept { token, result } => self.cx.give(Event::BranchKept { token, result }),
+                Request::DiskGrown { token, result } => self.cx.give(Event::DiskGrown { token, result }),
                 Request::Branches(branches) => {
                     self.branches = branches;
                     self.list_exports();
@@ -359,6 +379,7 @@ impl Driver {
         VolumeStatus {
             name: self.options.name.clone(),
             core: self.cx.machine.status(),
+            latencies: self.cx.latencies,
             nbd_connections: u32::try_from(self.clients.len()).unwrap_or(u32::MAX),
             ublk: self.ublk.status(),
             disk_direct: self.disk_direct,
@@ -423,9 +444,12 @@ impl Driver {
             }
             Command::CloseLink { link, reason, retry } => self.links.close_by_id(cx, link, &reason, retry),
             Command::Answer { id, result } => self.control.answer(id, result),
+            Command::Replicas => self.follow_replicas(),
             Command::Serve { open } => self.serve(open),
             Command::ServeFrozen { open } => self.serve_frozen(open),
             Command::KeepBranch { token, plan } => self.keep_branch(token, plan),
+            Command::GrowDisk { token, bytes } => self.grow_disk(token, bytes),
+            Command::VolumeSize { bytes } => self.resize(bytes),
             Command::Report(report) => self.report(&report),
             Command::Stopped => self.is_stopped = true,
             Command::WriteJournal { .. }
@@ -442,13 +466,26 @@ impl Driver {
     fn serve(&mut self, open: bool) {
         let availability =
             if open { Availability::Ready } else { Availability::Refused { message: self.refusal() } };
+        let description = self.description();
         for export in &mut self.clients.exports_mut()[..VOLUME_EXPORTS] {
             export.availability = availability.clone();
+            export.description.clone_from(&description);
         }
         if !open {
             self.clients.close_all(&mut self.cx);
         }
         self.ublk.serve(&mut self.cx, open);
+    }
+
+    /// What the export is, for those who attach it from afar: a connection ends with the reign in which that was said.
+    fn description(&self) -> String {
+        let status = self.cx.machine.status();
+        let (name, node) = (&self.options.name, &self.options.node_name);
+        let uuid = format_uuid(self.options.core.volume.0);
+        match status.sessions {
+            Some(sessions) => format!("holdfast {name} {uuid} * {sessions}"),
+            None => format!("holdfast {name} {uuid} {node} {}", status.export_generation),
+        }
     }
 
     /// Opens or ends the frozen export.
@@ -463,6 +500,8 @@ impl Driver {
     /// Offers, besides the volume, what it held at other times.
     fn list_exports(&mut self) {
         let options = &self.options;
+        let status = self.cx.machine.status();
+        let bookmarks: Vec<String> = status.bookmarks.into_iter().map(|bookmark| bookmark.name).collect();
         let frozen = self.is_frozen.then(|| format!("{}{FROZEN}", options.name));
         let branches = self.branches.iter().map(|branch| format!("{}{BRANCH}{}", options.name, branch.name));
         let names: Vec<String> = frozen.into_iter().chain(branches).collect();
@@ -470,6 +509,8 @@ impl Driver {
         exports.truncate(VOLUME_EXPORTS);
         exports.extend(names.iter().map(|name| Export {
             availability: Availability::Ready,
+            // Only what stands still can be said to have changed since.
+            bookmarks: if name.ends_with(FROZEN) { bookmarks.clone() } else { Vec::new() },
             ..crate::start::export(options, name, true)
         }));
     }
@@ -482,6 +523,48 @@ impl Driver {
                 self.cx.give(Event::BranchKept { token, result: Err(error.to_string()) });
             }
         }
+    }
+
+    /// Remembers where a replica is found that the machine may take in.
+    fn know_peer(&mut self, address: PeerAddress) {
+        self.options.peers.retain(|peer| peer.node != address.node);
+        self.options.peers.push(address);
+        self.names = self.options.names();
+    }
+
+    /// The machine knows other replicas than before: those are dialed and let in.
+    fn follow_replicas(&mut self) {
+        let now: Vec<NodeId> = self.cx.machine.status().peers.iter().map(|peer| peer.node).collect();
+        let before = self.links.peers().to_vec();
+        for node in before.iter().filter(|node| !now.contains(node)) {
+            self.links.remove_peer(*node);
+        }
+        for node in now.iter().filter(|node| !before.contains(node)) {
+            let address = self.options.peers.iter().find(|peer| peer.node == *node);
+            let address = address.expect("whoever asks for a replica says where it is");
+            self.links.add_peer(self.options.core.node, address, self.cx.now);
+        }
+    }
+
+    fn grow_disk(&mut self, token: Token, bytes: u64) {
+        let disk = self.cx.ring.file(self.storage.disk.file).try_clone_to_owned();
+        match disk {
+            Ok(disk) => self.beside.grow(token, bytes, disk),
+            Err(error) => {
+                let errno = Errno(error.raw_os_error().unwrap_or(libc::EMFILE));
+                self.cx.give(Event::DiskGrown { token, result: Err(errno) });
+            }
+        }
+    }
+
+    /// Clients that connect from now on see the new size; those that are there may use it.
+    fn resize(&mut self, bytes: u64) {
+        self.options.size_bytes = bytes;
+        self.clients.grow(bytes);
+        for export in &mut self.clients.exports_mut()[..VOLUME_EXPORTS] {
+            export.size_bytes = bytes;
+        }
+        self.list_exports();
     }
 
     /// Lets those who chose a branch go to where it is read.
@@ -548,6 +631,9 @@ impl Driver {
             Report::Branch(text) => log.line(format_args!("fork: {}", names.in_text(text))),
             Report::FreezeBegan(position) => log.line(format_args!("apply is frozen at {position}")),
             Report::FreezeEnded(why) => log.line(format_args!("apply goes on, the frozen export ends: {why}")),
+            Report::Grown { bytes } => log.line(format_args!(
+                "the volume has {bytes} bytes now: write size = {bytes} into the configuration of all nodes"
+            )),
             Report::DiskHasSpace => log.line("the backing disk has space again"),
             Report::Verify(text) => log.line(names.in_text(text)),
             Report::Unreadable { block } => {
@@ -556,6 +642,18 @@ impl Driver {
                     block * 4096
                 ));
             }
+            Report::Rotten { block } => {
+                log.line(format_args!(
+                    "block {block} of the backing disk, at byte {}, does not match its checksum: it is not what was \
+                     written there",
+                    block * 4096
+                ));
+            }
+            Report::SumsLost { block, sectors } => log.line(format_args!(
+                "checksums of blocks from {block} on cannot be believed ({sectors} sectors, each for 126 blocks): nothing \
+                 is known of these blocks until they are written or scrubbed"
+            )),
+            Report::Scrub(text) => log.line(text),
             Report::Mended { block, from } => {
                 let from = names.of(*from);
                 log.line(format_args!("block {block} was written anew with what {from} holds"));

@@ -18,12 +18,13 @@ use std::os::fd::OwnedFd;
 
 use replicator_core::command::AdminError;
 use replicator_core::event::Errno;
-use replicator_core::units::Buffer;
+use replicator_core::units::{Buffer, Instant};
 
 use super::Op;
 use super::context::Context;
 use super::slab::{Key, Slab};
 use crate::frontend::Need;
+use crate::latency::Kind;
 use crate::ring::UblkQueue;
 use crate::ublk::spec;
 
@@ -98,6 +99,9 @@ struct Operation {
     /// Of which device.
     serial: u64,
     tag: u16,
+    /// What it is, and when it was read.
+    kind: Kind,
+    began: Instant,
     /// What the kernel is told if it succeeds.
     result: i32,
     /// Where the data of a read is put, and how much.

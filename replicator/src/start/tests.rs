@@ -12,7 +12,7 @@ use crate::create::create;
 use crate::inspect::{FramesEnd, inspect};
 use crate::options::{DirectIo, PeerAddress, RingOptions, Secret};
 
-fn options(dir: &Path) -> VolumeOptions {
+pub(crate) fn options(dir: &Path) -> VolumeOptions {
     let listen = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let peer = |node, protocol| PeerConfig { node: NodeId(node), protocol };
     VolumeOptions {
@@ -25,6 +25,7 @@ fn options(dir: &Path) -> VolumeOptions {
             incarnation: Incarnation(1),
             on_peer_loss: OnPeerLoss::Freeze,
             managed: false,
+            disk_bytes: 64 << 20,
             arena_bytes: 16 << 20,
             frames_in_flight_max: 2,
             sync_interval_ms: 50,
@@ -32,6 +33,8 @@ fn options(dir: &Path) -> VolumeOptions {
             peer_timeout_ms: 3000,
             disk_timeout_ms: 30_000,
             checkpoint_bytes: 16 << 20,
+            sum_pages_max: 64,
+            scrub_interval_ms: 0,
             send_window_bytes: 8 << 20,
         },
         size_bytes: 64 << 20,
@@ -41,12 +44,15 @@ fn options(dir: &Path) -> VolumeOptions {
         branches: dir.join("branches"),
         journal_bytes: 32 << 20,
         direct_io: DirectIo::Auto,
+        checksums: false,
         listen,
         peers: Vec::new(),
         secret: Secret(vec![1; 32]),
         tls: false,
         nbd_unix: None,
         nbd_tcp: None,
+        nbd_tls: false,
+        nbd_names: Vec::new(),
         nbd_connections_max: 4,
         ring: RingOptions::default(),
         busy_poll: std::time::Duration::from_micros(100),
@@ -120,11 +126,10 @@ fn what_does_not_belong_together_does_not_start() {
         let alpha = PeerAddress { node: NodeId(0), name: options.node_name.clone(), address: options.listen };
         (options.core.node, options.node_name, options.peers) = (NodeId(1), "beta".to_owned(), vec![alpha]);
     };
-    let table: [(Change<'_>, &str); 6] = [
+    let table: [(Change<'_>, &str); 5] = [
         (&|o| o.core.volume = VolumeId(8), "belongs to another volume"),
         (&|o| o.core.incarnation = Incarnation(2), "belongs to incarnation 1"),
         (&as_beta, "belongs to node alpha, this is node beta"),
-        (&|o| o.size_bytes = 128 << 20, "the configuration says 134217728"),
         (&|o| o.block_bytes = 4096, "blocks of 512 bytes"),
         (&|o| o.journal = o.disk.clone(), "disk and journal are the same"),
     ];

@@ -245,6 +245,14 @@ impl Control {
         self.tell("hand over", spec::RECOVERY_END, index, u64::from(server_pid))
     }
 
+    /// Gives a live device another size. Linux 6.16.
+    ///
+    /// # Errors
+    /// If the kernel refuses, or does not know how to.
+    pub fn resize(&mut self, index: u32, size_bytes: u64) -> Result<(), ControlError> {
+        self.tell("resize", spec::UPDATE_SIZE, index, size_bytes / spec::SECTOR_BYTES)
+    }
+
     /// What the kernel says of a device.
     ///
     /// # Errors

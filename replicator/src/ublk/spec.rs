@@ -18,6 +18,7 @@ pub(crate) const DELETE_LATER: u32 = control(READ, 0x14);
 pub(crate) const START: u32 = control(READ | WRITE, 0x06);
 pub(crate) const STOP: u32 = control(READ | WRITE, 0x07);
 pub(crate) const SET_PARAMETERS: u32 = control(READ | WRITE, 0x08);
+pub(crate) const UPDATE_SIZE: u32 = control(READ | WRITE, 0x15);
 pub(crate) const INFO: u32 = control(READ, 0x02);
 pub(crate) const FEATURES: u32 = control(READ, 0x13);
 pub(crate) const RECOVERY_BEGIN: u32 = control(READ | WRITE, 0x10);

@@ -45,6 +45,7 @@ fn options(dir: &Path, node: u8, addresses: &[SocketAddr], protocol: Protocol) -
             incarnation: Incarnation(1),
             on_peer_loss: OnPeerLoss::Freeze,
             managed: false,
+            disk_bytes: 64 << 20,
             arena_bytes: 32 << 20,
             frames_in_flight_max: 2,
             sync_interval_ms: 50,
@@ -52,6 +53,8 @@ fn options(dir: &Path, node: u8, addresses: &[SocketAddr], protocol: Protocol) -
             peer_timeout_ms: 3000,
             disk_timeout_ms: 30_000,
             checkpoint_bytes: 16 << 20,
+            sum_pages_max: 64,
+            scrub_interval_ms: 0,
             send_window_bytes: 8 << 20,
         },
         size_bytes: SIZE_BYTES,
@@ -61,6 +64,7 @@ fn options(dir: &Path, node: u8, addresses: &[SocketAddr], protocol: Protocol) -
         branches: dir.join("branches"),
         journal_bytes: 64 << 20,
         direct_io: DirectIo::Auto,
+        checksums: false,
         listen: addresses[usize::from(node)],
         peers: others
             .iter()
@@ -74,6 +78,8 @@ fn options(dir: &Path, node: u8, addresses: &[SocketAddr], protocol: Protocol) -
         tls: false,
         nbd_unix: Some(dir.join("nbd.sock")),
         nbd_tcp: None,
+        nbd_tls: false,
+        nbd_names: Vec::new(),
         nbd_connections_max: 16,
         ring: RingOptions::default(),
         busy_poll: std::time::Duration::from_micros(100),

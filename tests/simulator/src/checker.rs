@@ -11,6 +11,9 @@ use crate::disk::SECTOR;
 use crate::random::Random;
 use crate::rule::broken;
 
+/// What lies on a disk behind the end of its volume.
+pub const STALE: u64 = (1 << 40) + 1;
+
 /// When something ended that never did.
 const NEVER: u64 = u64::MAX;
 
@@ -55,6 +58,11 @@ impl Checker {
     pub fn new(image: &[u64]) -> Self {
         let first = |id: &u64| vec![Write { id: *id, zero: *id == 0, began: 0, ended: 0, gone: NEVER }];
         Self { sectors: image.iter().map(first).collect() }
+    }
+
+    /// The volume has grown by `range`: zeros.
+    pub fn grown(&mut self, range: Range<usize>) {
+        self.sectors[range].fill(vec![Write { id: 0, zero: true, began: 0, ended: 0, gone: NEVER }]);
     }
 
     /// Write `id` of `range` begins.

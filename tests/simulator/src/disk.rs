@@ -155,6 +155,17 @@ impl SimDisk {
         }
     }
 
+    /// `len` bytes that were written at `from` went to `to` instead.
+    pub fn misdirect(&mut self, from: u64, to: u64, len: usize) {
+        let mut bytes = vec![0; len];
+        self.volatile.read(from, &mut bytes);
+        let nothing = vec![0; len];
+        for image in [&mut self.volatile, &mut self.durable] {
+            image.write(from, &nothing);
+            image.write(to, &bytes);
+        }
+    }
+
     /// One bit flips, in what is stored and in what is read.
     pub fn rot(&mut self, offset: u64) {
         let mut byte = [0];

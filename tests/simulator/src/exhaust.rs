@@ -37,6 +37,7 @@ fn plan(seed: u64) -> Plan {
 /// What was broken.
 pub fn play_strike(seed: u64, strike: &Strike) -> Result<u64, String> {
     let mut run = Run::new(&plan(seed));
+    run.rots = false;
     let (count, mut left) = (Rc::new(RefCell::new(0u64)), strike.at.clone());
     left.reverse();
     let (counter, fate, failed) = (Rc::clone(&count), strike.fate, run.failures());

@@ -42,6 +42,12 @@ impl Leases {
         }
     }
 
+    /// Whether a node may answer clients in the reign of `epoch`.
+    pub fn may_answer(&self, node: usize, now: Instant, epoch: Epoch) -> bool {
+        let (of, end) = self.ends[node];
+        of == epoch && end.is_some_and(|end| now < end)
+    }
+
     /// A node has answered a client, in the reign of `epoch`.
     pub fn answered(&mut self, node: usize, now: Instant, epoch: Epoch) {
         if !self.managed || self.is_void {

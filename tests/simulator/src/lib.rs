@@ -8,6 +8,7 @@
 //!   node, disk, network                     what is simulated
 //!   checker  what clients may see           ledger  what replicas may do
 //!   manager  a configuration manager        leases  who may answer when there is one
+//!   whole    the whole stack: orchestrators decide, with all that stands on the volume
 //! ```
 
 #![expect(
@@ -15,10 +16,12 @@
     reason = "a library of this workspace's tests only: names speak, and comments say why"
 )]
 
+pub mod bookmarks;
 pub mod branch;
 pub mod checker;
 pub mod disk;
 pub mod exhaust;
+pub mod growth;
 pub mod leases;
 pub mod ledger;
 pub mod manager;
@@ -30,4 +33,5 @@ pub mod random;
 pub mod rule;
 pub mod run;
 pub mod scrub;
+pub mod whole;
 pub mod world;

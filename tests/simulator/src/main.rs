@@ -10,6 +10,7 @@ use holdfast_simulator::exhaust::exhaust;
 use holdfast_simulator::plan::{Fault, Plan};
 use holdfast_simulator::play::{Failure, keep_panics_quiet, play, shrink};
 use holdfast_simulator::run::Outcome;
+use holdfast_simulator::whole::Draw;
 
 /// Whole replicas in a simulated world, moved by one seed.
 #[derive(Parser)]
@@ -35,6 +36,9 @@ struct Options {
     /// With --exhaust: fail or cut a second time, so often, in the I/Os that follow.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pairs: u64,
+    /// Run the whole stack: orchestrators, consensus, what runs above the volume.
+    #[arg(long)]
+    whole: bool,
     /// Steps of the safety phase, instead of what the seed says.
     #[arg(long)]
     ops: Option<usize>,
@@ -124,7 +128,7 @@ impl Sums {
 }
 
 fn plan_of(options: &Options, seed: u64) -> Plan {
-    let mut plan = Plan::draw(seed);
+    let mut plan = if options.whole { Draw::plan(seed) } else { Plan::draw(seed) };
     if let Some(steps) = options.ops {
         plan.steps = steps;
     }
@@ -164,7 +168,10 @@ fn run_seed(options: &Options, seed: u64, sums: &mut Sums) -> bool {
             } else {
                 let traced = play(&plan, true).expect_err("a seed fails every time");
                 print_failure(seed, &traced, if options.trace { usize::MAX } else { 40 });
-                println!("again: cargo sim --seed {seed} --trace; smaller: cargo sim --shrink {seed}");
+                let whole = if options.whole { " --whole" } else { "" };
+                println!(
+                    "again: cargo sim{whole} --seed {seed} --trace; smaller: cargo sim{whole} --shrink {seed}"
+                );
             }
             if let Some(path) = &options.record {
                 let line = format!("{seed} {}: {}\n", failure.rule, first_line(&failure.text));
@@ -227,8 +234,8 @@ fn main() -> ExitCode {
     }
     let (began, mut sums) = (Instant::now(), Sums::default());
     let mut seeds: Vec<u64> = options.seed.into_iter().collect();
-    seeds.extend(options.seeds.into_iter().flat_map(|(from, to)| from..to));
     seeds.extend(options.file.iter().flat_map(|file| seeds_of(file)));
+    seeds.extend(options.seeds.into_iter().flat_map(|(from, to)| from..to));
     let mut sound = true;
     for seed in seeds {
         sound &= run_seed(&options, seed, &mut sums);

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use replicator_core::command::{AdminError, Command, Report, RequestError};
 use replicator_core::config::Config;
-use replicator_core::disk::layout::{Layout, SUPERBLOCK_AT};
+use replicator_core::disk::layout::SUPERBLOCK_AT;
 use replicator_core::disk::superblock::{self, Superblock, SuperblockError};
 use replicator_core::event::{Errno, Event};
 use replicator_core::machine::Machine;
@@ -18,7 +18,8 @@ use replicator_core::wire::message::{Ack, Message, Sealed};
 use thiserror::Error;
 
 use crate::branch::Branch;
-use crate::disk::SimDisk;
+use crate::checker::{STALE, stamp};
+use crate::disk::{SECTOR, SimDisk};
 use crate::random::Random;
 use crate::rule::broken;
 
@@ -66,6 +67,11 @@ pub enum Io {
         copy: usize,
         bytes: Vec<u8>,
     },
+    /// The disk is being enlarged.
+    GrowDisk {
+        token: Token,
+        bytes: u64,
+    },
     /// A branch that is being kept, and what the disk held in its blocks when that began.
     Branch {
         token: Token,
@@ -108,6 +114,8 @@ pub enum Seen {
     Serve(bool),
     /// It opened its frozen export.
     Frozen,
+    /// Its volume has so many bytes for clients.
+    VolumeSize(u64),
     /// It read its journal: into the start of the arena only what recovery left is ever loaded.
     JournalRead { into_reserve: bool },
 }
@@ -141,6 +149,8 @@ pub struct Node {
     ring_at: u64,
     /// Any write of the journal fails.
     pub fail_journal_writes: bool,
+    /// As large as the backing disk can be.
+    pub disk_bytes: u64,
     /// The backing disk has no space.
     pub disk_is_full: bool,
 }
@@ -188,14 +198,20 @@ impl Node {
             journal.write(at, &superblock.encode());
         }
         journal.sync(2);
-        let layout = Layout::new(superblock.volume_bytes, superblock.journal_bytes);
+        let layout = superblock.layout();
         let layout = layout.expect("the sizes go together");
+        let mut disk = SimDisk::default();
+        for sector in superblock.volume_bytes / SECTOR as u64..config.disk_bytes / SECTOR as u64 {
+            let index = usize::try_from(sector).unwrap();
+            disk.write(sector * SECTOR as u64, &stamp(STALE, index));
+        }
+        let written = disk.completed();
+        disk.sync(written);
         Self {
             arena: vec![0; config.arena_bytes],
             ring_at: layout.ring_at,
-            config,
             machine: None,
-            disk: SimDisk::default(),
+            disk,
             journal,
             ios: Vec::new(),
             hung: Vec::new(),
@@ -212,6 +228,8 @@ impl Node {
             needs_turn: false,
             starts: 0,
             fail_journal_writes: false,
+            disk_bytes: config.disk_bytes,
+            config,
             disk_is_full: false,
         }
     }
@@ -386,6 +404,10 @@ impl Node {
                     self.seen.push(Seen::Frozen);
                 }
             }
+            Command::GrowDisk { token, bytes } => self.ios.push(Io::GrowDisk { token, bytes }),
+            // Links are made by the world, whoever takes part.
+            Command::Replicas => {}
+            Command::VolumeSize { bytes } => self.seen.push(Seen::VolumeSize(bytes)),
             Command::KeepBranch { token, plan } => {
                 let branch = Box::new(Branch::of(*plan, &self.disk));
                 self.ios.push(Io::Branch { token, branch });
@@ -467,6 +489,10 @@ impl Node {
                 self.seen.push(Seen::SuperblockSaved(Box::new(superblock)));
                 Event::SuperblockWritten { token, result: Ok(()) }
             }
+            Io::GrowDisk { token, bytes } => {
+                let bytes = bytes.min(self.disk_bytes);
+                Event::DiskGrown { token, result: Ok(bytes) }
+            }
             Io::Branch { token, branch } => {
                 let now_held = Branch::of(branch.plan.clone(), &self.disk);
                 if now_held.blocks != branch.blocks {
@@ -509,6 +535,7 @@ impl Node {
                 self.journal.tear(SUPERBLOCK_AT[copy], &bytes, random);
                 Event::SuperblockWritten { token, result }
             }
+            Io::GrowDisk { token, .. } => Event::DiskGrown { token, result: Err(Errno(errno)) },
             Io::Branch { token, .. } => {
                 Event::BranchKept { token, result: Err("no space for it".to_owned()) }
             }

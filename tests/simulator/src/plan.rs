@@ -1,13 +1,14 @@
 //! What one seed draws before anything happens: sizes, protocols, clocks, and how likely each fault is. Most kinds of
 //! fault are absent from most runs, so that each is seen alone and with each other (swarm testing).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use replicator_core::config::{OnPeerLoss, Protocol};
 
 use crate::random::Random;
-use crate::scrub;
+use crate::whole::Draw;
 use crate::world::{Clock, Setup};
+use crate::{bookmarks, growth, scrub};
 
 /// What may go wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,6 +53,10 @@ pub enum Fault {
     LyingDisk,
     /// An operator puts back an old image of disk and journal.
     OldImage,
+    /// A write of the ring lands elsewhere in it.
+    Misdirect,
+    /// A clock jumps ahead: the machine slept, or was moved.
+    ClockJump,
     /// An operator promotes some node.
     Promote,
     /// An operator promotes some node by force.
@@ -67,7 +72,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 28] = [
         Self::Kill,
         Self::Power,
         Self::Blackout,
@@ -94,7 +99,12 @@ impl Fault {
         Self::Shrink,
         Self::Stop,
         Self::Reconfigure,
+        Self::Misdirect,
+        Self::ClockJump,
     ];
+
+    /// Those of which a run has some by a draw of their own, so that older seeds stay what they were.
+    const DRAWN_APART: [Self; 2] = [Self::Misdirect, Self::ClockJump];
 
     /// Its name on the command line.
     pub fn name(self) -> String {
@@ -122,7 +132,7 @@ impl Fault {
     }
 
     /// What only an operator without a configuration manager does, or only a person can put right.
-    fn is_operators(self) -> bool {
+    pub(crate) fn is_operators(self) -> bool {
         self.is_error()
             || self.is_lie()
             || matches!(self, Self::Promote | Self::Force | Self::Shrink | Self::Reconfigure)
@@ -130,7 +140,10 @@ impl Fault {
 
     /// The device lies, or was tampered with: what it promised is void, that it must be noticed is not.
     fn is_lie(self) -> bool {
-        matches!(self, Self::SuperblockRot | Self::RingRot | Self::LyingDisk | Self::OldImage)
+        matches!(
+            self,
+            Self::SuperblockRot | Self::RingRot | Self::LyingDisk | Self::OldImage | Self::Misdirect
+        )
     }
 }
 
@@ -150,8 +163,16 @@ pub struct Plan {
     pub clocks: Vec<Clock>,
     /// In how many of 100,000 steps a verify is asked for.
     pub verify_chance: u64,
+    /// In how many of 100,000 steps the volume is to grow.
+    pub grow_chance: u64,
+    /// In how many of 100,000 steps a bookmark is made or ended.
+    pub bookmark_chance: u64,
+    /// The whole stack decides, and not operators.
+    pub whole: Option<Draw>,
     /// All lose power once more at the end.
     pub ends_dark: bool,
+    /// Strikes that are left out, counted from the first, to see which of them a failure needs.
+    pub left_out: BTreeSet<u64>,
 }
 
 impl Plan {
@@ -161,6 +182,7 @@ impl Plan {
         let mut setup = draw_setup(&mut random);
         // Drawn apart, so that runs without a configuration manager stay what they were.
         setup.managed = Random::new(seed ^ 0x001e_a5ed).percent(25);
+        setup.sums = draw_sums(seed, setup.nodes);
         let mut clocks = vec![Clock::default(); setup.nodes];
         if random.percent(50) {
             for clock in &mut clocks {
@@ -169,6 +191,7 @@ impl Plan {
             }
         }
         let mut chances = draw_chances(&mut random);
+        draw_apart(seed, &mut chances);
         if setup.managed {
             chances.retain(|fault, _| !fault.is_operators());
         }
@@ -181,7 +204,11 @@ impl Plan {
             bias_permille: *pick(&mut random, &[0, 5, 20, 60]),
             clocks,
             verify_chance: scrub::draw_chance(seed),
+            grow_chance: growth::draw_chance(seed),
+            bookmark_chance: bookmarks::draw_chance(seed),
             ends_dark: random.percent(30),
+            whole: None,
+            left_out: BTreeSet::new(),
             setup,
         }
     }
@@ -208,13 +235,14 @@ fn draw_setup(random: &mut Random) -> Setup {
     let sectors = if bulk_percent > 0 { 4096 } else { *pick(random, &[8, 32, 64, 64, 128, 128, 256, 1024]) };
     // The ring has this size for all of these volumes.
     let ring_bytes: u64 = 16 << 20;
-    let maps_bytes = 6 * 4096;
+    let maps_bytes = 16 * 4096;
     let near_the_end = ring_bytes * (1 + random.below(3)) - 4096 * random.below(64);
     Setup {
         nodes,
         protocols,
         on_peer_loss: if random.percent(60) { OnPeerLoss::Freeze } else { OnPeerLoss::Continue },
         sectors,
+        spare_sectors: sectors / 2 + 8,
         journal_bytes: (1 << 20) + maps_bytes + ring_bytes,
         ring_start: if random.percent(60) { near_the_end } else { 0 },
         bulk_percent,
@@ -227,10 +255,20 @@ fn draw_setup(random: &mut Random) -> Setup {
     }
 }
 
+/// Who keeps checksums of blocks at rest. Drawn apart, so that runs without them stay what they were.
+fn draw_sums(seed: u64, nodes: usize) -> Vec<bool> {
+    let mut random = Random::new(seed ^ 0x0c5e_ca11);
+    match random.below(20) {
+        0..=11 => Vec::new(),
+        12..=16 => vec![true; nodes],
+        _ => (0..nodes).map(|_| random.percent(50)).collect(),
+    }
+}
+
 fn draw_chances(random: &mut Random) -> BTreeMap<Fault, u64> {
     let (errors, lies) = (random.percent(25), random.percent(12));
     let mut chances = BTreeMap::new();
-    for fault in Fault::ALL {
+    for fault in Fault::ALL.into_iter().filter(|fault| !Fault::DRAWN_APART.contains(fault)) {
         if (fault.is_error() && !errors) || (fault.is_lie() && !lies) || !random.percent(40) {
             continue;
         }
@@ -247,4 +285,15 @@ fn draw_chances(random: &mut Random) -> BTreeMap<Fault, u64> {
         chances.insert(fault, 1 + random.below(most));
     }
     chances
+}
+
+fn draw_apart(seed: u64, chances: &mut BTreeMap<Fault, u64>) {
+    let mut random = Random::new(seed ^ 0x000a_9a47);
+    for fault in Fault::DRAWN_APART {
+        // Where a device lies, most promises are void: not in many runs.
+        let (percent, most) = if fault.is_lie() { (4, 1000) } else { (20, 400) };
+        if random.percent(percent) {
+            chances.insert(fault, 1 + random.below(most));
+        }
+    }
 }

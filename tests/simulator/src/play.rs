@@ -14,6 +14,8 @@ pub struct Failure {
     pub text: String,
     /// Where in the code that was noticed.
     pub place: String,
+    /// How often a fault had struck.
+    pub strikes: u64,
     pub virtual_ns: u64,
     pub outcome: Outcome,
     /// What happened last, oldest first; empty unless asked for.
@@ -56,6 +58,7 @@ pub fn play(plan: &Plan, trace: bool) -> Result<Outcome, Box<Failure>> {
             rule: rule.to_string(),
             text: text.to_string(),
             place,
+            strikes: run.strikes(),
             virtual_ns: run.world.now,
             outcome: run.outcome(),
             trace: run.world.trace.take().unwrap_or_default().into(),
@@ -92,9 +95,34 @@ pub fn shrink(plan: &Plan, rule: &str, mut progress: impl FnMut(&str)) -> Plan {
             }
         }
         if !smaller {
-            return best;
+            return without_strikes(best, rule, progress);
         }
     }
+}
+
+/// Leaves out single strikes, many at a time first: those that stay are the schedule that the failure needs.
+fn without_strikes(plan: Plan, rule: &str, mut progress: impl FnMut(&str)) -> Plan {
+    let mut best = plan;
+    let broken = |plan: &Plan| play(plan, false).err().filter(|failure| failure.rule == rule);
+    let Some(failure) = broken(&best) else { return best };
+    let (mut total, mut size) = (failure.strikes, failure.strikes.div_ceil(2));
+    while size > 0 {
+        let mut from = 1;
+        while from <= total {
+            let mut plan = best.clone();
+            plan.left_out.extend(from..from + size);
+            if plan.left_out.len() > best.left_out.len()
+                && let Some(failure) = broken(&plan)
+            {
+                (best, total) = (plan, failure.strikes);
+                let left = total.saturating_sub(best.left_out.range(..=total).count() as u64);
+                progress(&format!("{left} strikes"));
+            }
+            from += size;
+        }
+        size /= 2;
+    }
+    best
 }
 
 fn simpler_plans(plan: &Plan) -> Vec<Plan> {

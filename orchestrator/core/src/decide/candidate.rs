@@ -3,6 +3,7 @@
 use alloc::format;
 use alloc::string::String;
 
+use super::stack;
 use crate::policy::{Policy, Volume};
 use crate::record::Record;
 use crate::state::State;
@@ -38,6 +39,34 @@ pub(super) fn fit<'v>(
     record: &Record,
     node: NodeId,
 ) -> Result<&'v Replica, Unfit> {
+    let replica = able(view, volume, record, node)?;
+    if state.standby.contains(&node) {
+        return Err(Unfit::Unwanted("is in standby"));
+    }
+    if state.paused.nodes.contains(&node) {
+        return Err(Unfit::Unwanted("is paused"));
+    }
+    Ok(replica)
+}
+
+/// A replica that operators do not want promoted, and that has what `than`, which is not proven, may have lost.
+pub(super) fn spared<'v>(
+    state: &State,
+    view: &'v View,
+    volume: &Volume,
+    record: &Record,
+    than: &Replica,
+) -> Option<(NodeId, &'v Replica)> {
+    let is_unwanted =
+        |node: &NodeId| matches!(fit(state, view, volume, record, *node), Err(Unfit::Unwanted(_)));
+    let unwanted = volume.replicas.iter().copied().filter(is_unwanted);
+    let able = unwanted.filter_map(|node| Some((node, able(view, volume, record, node).ok()?)));
+    let better = able.filter(|(_, replica)| !than.proven && (replica.proven || replica.head > than.head));
+    better.max_by_key(|(_, replica)| (replica.proven, replica.head))
+}
+
+/// The replica on `node` if it could be promoted, whether operators want that or not.
+fn able<'v>(view: &'v View, volume: &Volume, record: &Record, node: NodeId) -> Result<&'v Replica, Unfit> {
     if !record.in_sync.contains(node) {
         return Err(Unfit::NotMember);
     }
@@ -60,12 +89,6 @@ pub(super) fn fit<'v>(
     if knows_itself_out(replica, record, node) {
         return unable("knows itself that it is out of the in-sync set");
     }
-    if state.standby.contains(&node) {
-        return Err(Unfit::Unwanted("is in standby"));
-    }
-    if state.paused.nodes.contains(&node) {
-        return Err(Unfit::Unwanted("is paused"));
-    }
     Ok(replica)
 }
 
@@ -76,10 +99,12 @@ pub(super) fn knows_itself_out(replica: &Replica, record: &Record, node: NodeId)
 }
 
 /// The best of those that may be promoted: proven first, then whoever does not flap, then the one that operators want,
-/// then the longest log, then the configured order. In protocol C every proven member is right; the rest is preference.
-/// A flapping member is better than none.
+/// then where the stacks on the volume are best, then the longest log, then the configured order. In protocol C every
+/// proven member is right; the rest is preference. Of those that are not proven, the one with the longest log has what
+/// the others may have lost, and that comes before all preference. A flapping member is better than none.
 pub(super) fn best<'v>(
     state: &State,
+    policy: &Policy,
     view: &'v View,
     volume: &Volume,
     record: &Record,
@@ -90,7 +115,10 @@ pub(super) fn best<'v>(
     let wanted = state.wanted.get(&volume.id);
     let best = fit.max_by_key(|(place, node, replica)| {
         let is_steady = view.nodes.get(node).is_some_and(|node| node.health == Health::Alive);
-        (replica.proven, is_steady, Some(node) == wanted, replica.head, core::cmp::Reverse(*place))
+        let liking = stack::liking(state, policy, view, volume, *node);
+        let is_wanted = Some(node) == wanted;
+        let survived = (!replica.proven).then_some(replica.head);
+        (replica.proven, survived, is_steady, is_wanted, liking, replica.head, core::cmp::Reverse(*place))
     });
     best.map(|(_, node, replica)| (node, replica))
 }

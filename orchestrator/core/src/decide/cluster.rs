@@ -5,7 +5,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use super::candidate::{best, fit, knows_itself_out, reasons};
+use super::candidate::{best, knows_itself_out, reasons, spared};
 use super::fence;
 use super::seal::{Sealing, beyond, sealing};
 use super::{Decision, Need, Note, Proposal, Severity};
@@ -37,13 +37,13 @@ pub fn cluster(state: &State, policy: &Policy, view: &View) -> Decision {
 }
 
 /// One volume in one decision.
-struct One<'a> {
-    state: &'a State,
-    policy: &'a Policy,
-    view: &'a View,
-    volume: &'a Volume,
+pub(super) struct One<'a> {
+    pub(super) state: &'a State,
+    pub(super) policy: &'a Policy,
+    pub(super) view: &'a View,
+    pub(super) volume: &'a Volume,
     reign: ReignId,
-    out: &'a mut Decision,
+    pub(super) out: &'a mut Decision,
 }
 
 /// Whether somebody other than the next primary may still answer clients.
@@ -62,15 +62,15 @@ enum Others {
 }
 
 impl One<'_> {
-    fn name(&self, node: NodeId) -> String {
+    pub(super) fn name(&self, node: NodeId) -> String {
         self.policy.node_name(node)
     }
 
-    fn say(&mut self, severity: Severity, text: String) {
+    pub(super) fn say(&mut self, severity: Severity, text: String) {
         self.out.notes.push(Note { volume: self.volume.name.clone(), severity, text });
     }
 
-    fn propose(&mut self, record: &Record, kind: ChangeKind, reason: String) {
+    pub(super) fn propose(&mut self, record: &Record, kind: ChangeKind, reason: String) {
         let change = Change { expected: record.order(), kind };
         self.out
             .proposals
@@ -189,11 +189,19 @@ impl One<'_> {
 
     fn take_over(&mut self, record: &Record, why: &str) {
         // Whoever does not answer cannot follow itself; one whose process is back can, in a new reign.
-        let Some((node, replica)) = best(self.state, self.view, self.volume, record) else {
+        let Some((node, replica)) = best(self.state, self.policy, self.view, self.volume, record) else {
             let reasons = reasons(self.state, self.view, self.policy, self.volume, record, None);
             let text = format!("{why}, and nobody can follow: {reasons}");
             return self.say(Severity::Error, text);
         };
+        // What an operator wants is no reason to lose what was acknowledged.
+        let spared = spared(self.state, self.view, self.volume, record, replica);
+        if let Some((other, _)) = spared.filter(|(other, _)| self.state.paused.nodes.contains(other)) {
+            let (name, other) = (self.name(node), self.name(other));
+            let text = format!("{why}; {name} may have lost what {other} has, which is paused");
+            return self.say(Severity::Error, text);
+        }
+        let (node, replica) = spared.unwrap_or((node, replica));
         let name = self.name(node);
         if !replica.proven
             && let Some(others) = self.worth_waiting_for(record, node)
@@ -265,7 +273,7 @@ impl One<'_> {
         self.propose(record, ChangeKind::Takeover(takeover), text);
     }
 
-    fn need(&mut self, node: NodeId, patience_ms: u64, reason: String) {
+    pub(super) fn need(&mut self, node: NodeId, patience_ms: u64, reason: String) {
         self.out.needs.push(Need { node, patience_ms, reason });
     }
 
@@ -362,45 +370,6 @@ impl One<'_> {
         if !absent.is_empty() {
             let names = self.policy.names(absent.iter());
             self.say(Severity::Warning, format!("is not on all its nodes: {names} not in sync"));
-        }
-    }
-
-    /// A reign that could go on ends only because an operator wants it elsewhere.
-    fn consider_moving(&mut self, record: &Record, primary: NodeId) {
-        let wanted = self.state.wanted.get(&self.volume.id).copied();
-        let leaves = self.state.standby.contains(&primary);
-        let target = match wanted {
-            Some(wanted) if wanted != primary => {
-                let is_steady = self.view.nodes.get(&wanted).is_some_and(|node| node.health == Health::Alive);
-                match fit(self.state, self.view, self.volume, record, wanted) {
-                    // Somebody else would be preferred, and it would move for nothing.
-                    Ok(_) if !is_steady => {
-                        let text = format!("is wanted on {}, which is in quarantine", self.name(wanted));
-                        self.say(Severity::Warning, text);
-                        None
-                    }
-                    Ok(_) => Some(wanted),
-                    Err(unfit) => {
-                        let text = format!("is wanted on {}, which {}", self.name(wanted), unfit.text());
-                        self.say(Severity::Warning, text);
-                        None
-                    }
-                }
-            }
-            // In standby the primary itself is no candidate.
-            _ if leaves => best(self.state, self.view, self.volume, record).map(|(node, _)| node),
-            _ => None,
-        };
-        if let Some(target) = target {
-            let reason = format!("{} is to follow {}", self.name(target), self.name(primary));
-            self.propose(record, ChangeKind::Release, reason);
-        } else if leaves {
-            let why = reasons(self.state, self.view, self.policy, self.volume, record, Some(primary));
-            let text = format!(
-                "stays on {}, which is in standby, since nobody can follow: {why}",
-                self.name(primary)
-            );
-            self.say(Severity::Warning, text);
         }
     }
 }

@@ -2,7 +2,7 @@
 //! Power is the last proof: a lease that has ended, or a node that says that it serves nobody, is as good and harms
 //! nobody.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
 
@@ -12,7 +12,7 @@ use crate::lease::Terms;
 use crate::policy::{Policy, Volume};
 use crate::power::{Off, Power, PowerChange};
 use crate::state::{Command, State};
-use crate::units::{Instant, NodeId};
+use crate::units::{Instant, NodeId, VolumeId};
 use crate::view::{Health, Machine, ReplicaView, Role, View};
 
 /// How long after a failed attempt another one is made.
@@ -64,7 +64,7 @@ pub(super) fn decide(state: &State, policy: &Policy, view: &View, out: &mut Deci
 }
 
 /// Whether a volume may be had by another node only when the old one is surely off.
-pub(super) fn needs_off(policy: &Policy, volume: &Volume) -> bool {
+pub(crate) fn needs_off(policy: &Policy, volume: &Volume) -> bool {
     policy.fence.mode == Mode::Always || policy.fence.surely_off.contains(&volume.id)
 }
 
@@ -102,11 +102,13 @@ pub(super) fn is_known(state: &State, view: &View, node: NodeId) -> bool {
 }
 
 /// Until when the watchdog of node `me` may be fed: while everything that may serve here has a lease, and for ever while
-/// nothing does.
+/// nothing does. What still uses a volume that is served no more is `occupied`: others take it for gone when the watchdog
+/// has surely fired.
 #[must_use]
-pub fn fed_until(state: &State, me: NodeId, local: &Local) -> Instant {
+pub fn fed_until(state: &State, me: NodeId, local: &Local, occupied: &BTreeSet<VolumeId>) -> Instant {
     let until = local.replicas.iter().filter_map(|(volume, view)| {
         let may_serve = match view {
+            _ if occupied.contains(volume) => true,
             ReplicaView::Stopped => false,
             ReplicaView::Running(replica) => replica.role != Role::Secondary,
             // Nobody knows; it serves if it was to.
@@ -235,7 +237,6 @@ impl One<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::units::VolumeId;
 
     fn local(view: ReplicaView, lease: Option<u64>) -> Local {
         let volume = VolumeId(1);
@@ -244,13 +245,22 @@ mod tests {
     }
 
     fn fed(view: ReplicaView, lease: Option<u64>) -> Instant {
-        fed_until(&State::default(), NodeId(0), &local(view, lease))
+        fed_until(&State::default(), NodeId(0), &local(view, lease), &BTreeSet::new())
     }
 
     #[test]
     fn a_watchdog_is_fed_for_ever_while_nothing_serves() {
         assert_eq!(fed(ReplicaView::Stopped, None), Instant(u64::MAX));
-        assert_eq!(fed_until(&State::default(), NodeId(0), &Local::default()), Instant(u64::MAX));
+        let nothing = fed_until(&State::default(), NodeId(0), &Local::default(), &BTreeSet::new());
+        assert_eq!(nothing, Instant(u64::MAX));
+    }
+
+    #[test]
+    fn a_watchdog_is_not_fed_for_a_stack_whose_volume_is_served_no_more() {
+        let occupied = BTreeSet::from([VolumeId(1)]);
+        let fed =
+            |lease| fed_until(&State::default(), NodeId(0), &local(ReplicaView::Stopped, lease), &occupied);
+        assert_eq!((fed(None), fed(Some(700))), (Instant(0), Instant(700)));
     }
 
     #[test]

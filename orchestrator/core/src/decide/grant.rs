@@ -23,6 +23,15 @@ pub enum Withheld {
 }
 
 impl Withheld {
+    /// How long it takes at least until it can be granted, if that is known.
+    #[must_use]
+    pub fn again_ms(&self, now: Instant) -> Option<u64> {
+        match self {
+            Self::Until(until) => Some(until.since_ms(now)),
+            Self::NotPrimary | Self::Unknown => None,
+        }
+    }
+
     /// The reason in words.
     #[must_use]
     pub fn text(&self, now: Instant) -> String {

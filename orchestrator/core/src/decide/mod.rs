@@ -3,11 +3,15 @@
 
 mod candidate;
 mod cluster;
+mod explain;
 mod fence;
 mod grant;
+mod lead;
+mod moves;
 mod node;
 mod plan;
 mod seal;
+mod stack;
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -17,10 +21,13 @@ use serde::{Deserialize, Serialize};
 use crate::state::Command;
 
 pub use cluster::cluster;
+pub use explain::{Explanation, Finding, explain_node, explain_volume};
+pub(crate) use fence::needs_off;
 pub use fence::{Awaited, Need, executor, fed_until};
 pub use grant::{Withheld, may_grant};
+pub use lead::successor;
 pub use node::{Local, Step, StepKind, node, wants_lease};
-pub use plan::{Planned, plan};
+pub use plan::{Fault, Planned, plan};
 pub use seal::Seal;
 
 /// What the leader is to do, and why nothing else.

@@ -25,6 +25,8 @@ pub struct Local {
     pub requests: BTreeMap<VolumeId, Request>,
     /// Members that do not follow the primary here, and since when.
     pub unfollowed: BTreeMap<(VolumeId, NodeId), Instant>,
+    /// Nodes whose orchestrator is not heard here.
+    pub suspected: NodeSet,
 }
 
 /// Something to do about a replica here.
@@ -135,11 +137,13 @@ fn reigns(record: &Record, me: NodeId, replica: &Replica) -> bool {
 }
 
 /// Whether node `me` may use, and ask for, the lease of a volume: only to serve, or to begin a reign that has not begun.
-/// One that is of no use is given up at once, so that others need not wait until it ends.
+/// One that has begun and ended here, opened or not, is never continued. A lease that is of no use is given up at once, so
+/// that others need not wait until it ends.
 #[must_use]
 pub fn wants_lease(record: &Record, me: NodeId, view: Option<&ReplicaView>) -> bool {
     let Some(ReplicaView::Running(replica)) = view else { return false };
-    record.primary == Some(me) && (!record.opened || replica.role != Role::Secondary)
+    let may_begin = !record.opened && replica.record.0 < record.epoch;
+    record.primary == Some(me) && (may_begin || replica.role != Role::Secondary)
 }
 
 /// Whether node `me` must keep counting a lease that it holds: what runs may answer until it has stopped.
@@ -179,9 +183,12 @@ fn request(
     if replica.record != record.order() {
         return None;
     }
+    // Patience is for a replicator that may be back in a moment. A machine of which nothing is heard on any link, and whose
+    // replicator answers nothing either, is not worth it while clients wait.
     let is_late = |node: &NodeId| {
         let since = local.unfollowed.get(&(volume, *node));
-        since.is_some_and(|since| local.now.since_ms(*since) >= policy.member_patience_ms)
+        let is_over = |since: &Instant| local.now.since_ms(*since) >= policy.member_patience_ms;
+        since.is_some_and(|since| is_over(since) || local.suspected.contains(*node))
     };
     let missing = record.in_sync.without(me).difference(replica.following);
     let lost: NodeSet = missing.iter().filter(is_late).collect();
@@ -201,4 +208,53 @@ fn pending(state: &State, requests: &BTreeMap<VolumeId, Request>) -> BTreeMap<Vo
     };
     let current = requests.iter().filter(|(volume, request)| is_current(volume, request));
     current.map(|(volume, request)| (*volume, request.clone())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proof::Proof;
+    use crate::units::{Position, ReignId};
+    use crate::view::Copy;
+
+    const ME: NodeId = NodeId(0);
+
+    fn wants(opened: bool, role: Role, known: u64) -> bool {
+        let (epoch, in_sync) = (Epoch(2), NodeSet::only(ME));
+        let record = Record {
+            epoch,
+            version: 1,
+            primary: Some(ME),
+            reign: ReignId(1),
+            opened,
+            in_sync,
+            generation: 1,
+            proof: Proof::First,
+            shrunk_at: None,
+        };
+        let replica = Replica {
+            role,
+            copy: Copy::UpToDate,
+            proven: true,
+            promised: epoch,
+            head: Position::default(),
+            committed: Position::default(),
+            record: (Epoch(known), 1),
+            in_sync,
+            following: NodeSet::default(),
+            pending: NodeSet::default(),
+        };
+        wants_lease(&record, ME, Some(&ReplicaView::Running(replica)))
+    }
+
+    #[test]
+    fn a_lease_is_wanted_to_serve_and_to_begin() {
+        assert!(wants(true, Role::Primary, 2) && wants(false, Role::Changing, 2));
+        assert!(wants(false, Role::Secondary, 1));
+    }
+
+    #[test]
+    fn no_lease_is_wanted_for_a_reign_that_has_ended_before_anybody_heard_that_it_began() {
+        assert!(!wants(false, Role::Secondary, 2) && !wants(true, Role::Secondary, 2));
+    }
 }

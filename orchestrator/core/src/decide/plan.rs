@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 use super::{Local, Seal, Severity, cluster, may_grant};
 use crate::policy::Policy;
 use crate::power::PowerChange;
-use crate::state::State;
-use crate::units::{Instant, NodeId};
-use crate::view::{Health, ReplicaView, Role, View};
+use crate::state::{Command, State};
+use crate::units::{Instant, NodeId, NodeSet, VolumeId};
+use crate::view::{Copy, Health, ReplicaView, Role, View};
 
 /// Looks at the clock this often.
 const STEP_MS: u64 = 50;
@@ -28,10 +28,30 @@ pub struct Planned {
     pub text: String,
 }
 
-/// What would be decided if `dead` were not heard any more from now on. Whoever is to be promoted is taken to serve as soon
+/// What may happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing: what is under way goes on.
+    Nothing,
+    /// A node dies, and is not heard any more.
+    Dies(NodeId),
+    /// Two nodes hear each other no more, while both are heard by the others.
+    Cut(NodeId, NodeId),
+    /// A node loses its copies of all volumes, or of one.
+    DiskFails(NodeId, Option<VolumeId>),
+}
+
+impl Fault {
+    fn dead(self) -> Option<NodeId> {
+        if let Self::Dies(node) = self { Some(node) } else { None }
+    }
+}
+
+/// What would be decided if `fault` happened now. Whoever is to be promoted is taken to serve as soon
 /// as it may; what that takes on its disk is not known here.
 #[must_use]
-pub fn plan(state: &State, policy: &Policy, view: &View, dead: Option<NodeId>) -> Vec<Planned> {
+pub fn plan(state: &State, policy: &Policy, view: &View, fault: Fault) -> Vec<Planned> {
+    let dead = fault.dead();
     let (mut state, mut view) = (state.clone(), view.clone());
     let began = view.now;
     let mut planned = Vec::new();
@@ -40,7 +60,8 @@ pub fn plan(state: &State, policy: &Policy, view: &View, dead: Option<NodeId>) -
         if let Some(dead) = dead {
             die(policy, &mut view, dead, began);
         }
-        serve(&state, policy, &mut view, dead, began);
+        fail_disk(&mut view, fault);
+        serve(&state, policy, &mut view, fault, began);
         let before = planned.len();
         if let Some(dead) = dead {
             planned.extend(switch_off(&mut state, policy, &mut view, dead, began));
@@ -51,6 +72,7 @@ pub fn plan(state: &State, policy: &Policy, view: &View, dead: Option<NodeId>) -
         }
         for proposal in decision.proposals {
             if state.apply(&proposal.command).is_ok() {
+                stop_stacks(&mut view, &proposal.command);
                 planned.push(Planned { after_ms: view.now.since_ms(began), text: proposal.reason });
             }
         }
@@ -78,6 +100,15 @@ fn promise(view: &mut View, seal: Seal) {
     }
 }
 
+/// Stacks that are to be stopped are taken to stop at once; how long that takes is not known here.
+fn stop_stacks(view: &mut View, command: &Command) {
+    if let Command::Leave { volume, on: true, .. } = command {
+        for report in view.nodes.values_mut().filter_map(|node| node.report.as_mut()) {
+            report.occupied.remove(volume);
+        }
+    }
+}
+
 /// A node that died at `began`, as the others see it now.
 fn die(policy: &Policy, view: &mut View, dead: NodeId, began: Instant) {
     let is_suspected = view.now >= began.plus_ms(policy.detection.suspect_after_ms);
@@ -86,6 +117,33 @@ fn die(policy: &Policy, view: &mut View, dead: NodeId, began: Instant) {
         && node.health.is_heard()
     {
         node.health = Health::Suspected { since: began };
+    }
+}
+
+/// Copies that were lost, as their nodes say. A primary without its copy serves no more.
+fn fail_disk(view: &mut View, fault: Fault) {
+    let Fault::DiskFails(node, which) = fault else { return };
+    let Some(report) = view.nodes.get_mut(&node).and_then(|node| node.report.as_mut()) else { return };
+    for (volume, replica) in &mut report.replicas {
+        if which.is_none_or(|which| which == *volume)
+            && let ReplicaView::Running(replica) = replica
+        {
+            replica.copy = Copy::Unusable(String::from("Failed"));
+            replica.role = Role::Secondary;
+            replica.following = NodeSet::default();
+            report.leases.remove(volume);
+        }
+    }
+}
+
+/// Members that a primary has lost by the fault.
+fn lost(fault: Fault, primary: NodeId, volume: VolumeId) -> NodeSet {
+    match fault {
+        Fault::Dies(node) => NodeSet::only(node),
+        Fault::Cut(one, other) if one == primary => NodeSet::only(other),
+        Fault::Cut(one, other) if other == primary => NodeSet::only(one),
+        Fault::DiskFails(node, which) if which.is_none_or(|which| which == volume) => NodeSet::only(node),
+        Fault::Cut(..) | Fault::DiskFails(..) | Fault::Nothing => NodeSet::default(),
     }
 }
 
@@ -106,15 +164,18 @@ fn switch_off(
 }
 
 /// The primaries as they would be: whoever is named by a record and may have a lease serves, and asks for what follows.
-fn serve(state: &State, policy: &Policy, view: &mut View, dead: Option<NodeId>, began: Instant) {
+fn serve(state: &State, policy: &Policy, view: &mut View, fault: Fault, began: Instant) {
     for volume in &policy.volumes {
         let Some(record) = state.records.get(&volume.id) else { continue };
-        let Some(primary) = record.primary.filter(|primary| Some(*primary) != dead) else { continue };
+        let Some(primary) = record.primary.filter(|primary| Some(*primary) != fault.dead()) else { continue };
         let may_serve = record.opened || may_grant(state, policy, view, volume, primary).is_ok();
         let now = view.now;
         let node = view.nodes.get_mut(&primary).filter(|node| node.health.is_heard());
         let Some(report) = node.and_then(|node| node.report.as_mut()) else { continue };
         let Some(ReplicaView::Running(replica)) = report.replicas.get_mut(&volume.id) else { continue };
+        if replica.copy != Copy::UpToDate {
+            continue;
+        }
         if !may_serve || record.opened && replica.role != Role::Primary {
             continue;
         }
@@ -123,11 +184,13 @@ fn serve(state: &State, policy: &Policy, view: &mut View, dead: Option<NodeId>, 
             replica.following = record.in_sync.without(primary);
         }
         (replica.record, replica.in_sync) = (record.order(), record.in_sync);
-        replica.following = dead.map_or(replica.following, |dead| replica.following.without(dead));
-        let unfollowed = dead.map(|dead| ((volume.id, dead), began)).into_iter().collect();
+        let lost = lost(fault, primary, volume.id);
+        replica.following = replica.following.difference(lost);
+        replica.pending = replica.pending.difference(lost);
+        let unfollowed = lost.iter().map(|node| ((volume.id, node), began)).collect();
         let leases = [(volume.id, now.plus_ms(1))].into_iter().collect();
         let (replicas, requests) = (report.replicas.clone(), BTreeMap::new());
-        let mut local = Local { now, replicas, leases, requests, unfollowed };
+        let mut local = Local { now, replicas, leases, requests, unfollowed, suspected: NodeSet::default() };
         local.ask(state, policy, primary);
         report.requests = local.requests;
     }

@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use orchestrator_core::decide::{self, Local, StepKind};
+use orchestrator_core::decide::{self, Fault, Local, StepKind};
 use orchestrator_core::fence::{Mode, Rules};
 use orchestrator_core::lease::Terms;
 use orchestrator_core::policy::{Detection, Node, Policy, Volume};
 use orchestrator_core::power::{Off, Power, PowerChange};
-use orchestrator_core::proof::Proof;
+use orchestrator_core::proof::{Proof, Resource};
 use orchestrator_core::record::{Change, ChangeKind, Record};
+use orchestrator_core::stack::{Permit, Phase, Stack, StackView, StepRule, permit};
 use orchestrator_core::state::{Command, State};
 use orchestrator_core::units::{BootId, Epoch, Instant, NodeId, NodeSet, Position, ReignId, VolumeId};
 use orchestrator_core::view::{
@@ -20,6 +21,13 @@ const VOLUME: VolumeId = VolumeId(0xf0);
 const BOOT: BootId = BootId(1);
 const NOW: Instant = Instant(1_000_000);
 
+/// What is to be explained.
+#[derive(Clone, Copy)]
+enum Why {
+    Volume,
+    Node(NodeId),
+}
+
 /// What a case is about.
 pub(crate) struct World {
     policy: Policy,
@@ -28,12 +36,18 @@ pub(crate) struct World {
     leases: BTreeMap<NodeId, Instant>,
     /// Nodes that ask for a lease in this case.
     asking: Vec<NodeId>,
+    /// The leader, where it is shown who is to lead.
+    leading: Option<NodeId>,
     /// Nodes whose own steps are shown.
     acting: Vec<NodeId>,
-    planned: Option<Option<NodeId>>,
+    planned: Option<Fault>,
+    /// What is explained in this case.
+    asked_why: Option<Why>,
     unfollowed: BTreeMap<(VolumeId, NodeId), Instant>,
     /// Whether something that the primary asked for may still come to be.
     asked: bool,
+    /// A node of which it is shown whether the stack may run there.
+    permitted: Option<NodeId>,
 }
 
 fn node_of(name: &str) -> Result<NodeId, String> {
@@ -70,6 +84,7 @@ impl World {
             unproven_grace_ms: 10_000,
             member_patience_ms: 2_000,
             fence: Rules::default(),
+            stacks: Vec::new(),
         };
         let members: NodeSet = [NodeId(0), NodeId(1)].into_iter().collect();
         let record = Record {
@@ -103,10 +118,13 @@ impl World {
             },
             leases: BTreeMap::from([(NodeId(0), Instant(NOW.0 + 900))]),
             asking: Vec::new(),
+            leading: None,
             acting: Vec::new(),
             planned: None,
+            asked_why: None,
             unfollowed: BTreeMap::new(),
             asked: false,
+            permitted: None,
         };
         world.add(NodeId(0), Some(Role::Primary));
         world.add(NodeId(1), Some(Role::Secondary));
@@ -184,12 +202,84 @@ impl World {
                 self.policy.fence.surely_off.insert(VOLUME);
             }
             ["nothing", "is", "granted"] => self.view.grants.clear(),
-            ["if", "nothing", "happens"] => self.planned = Some(None),
-            ["if", node, "dies"] => self.planned = Some(Some(node_of(node)?)),
+            ["if", "nothing", "happens"] => self.planned = Some(Fault::Nothing),
+            ["if", node, "dies"] => self.planned = Some(Fault::Dies(node_of(node)?)),
+            ["if", one, "and", other, "lose", "their", "link"] => {
+                self.planned = Some(Fault::Cut(node_of(one)?, node_of(other)?));
+            }
+            ["if", "the", "disk", "of", node, "fails"] => {
+                self.planned = Some(Fault::DiskFails(node_of(node)?, Some(VOLUME)));
+            }
+            ["asked", "why", "r0"] => self.asked_why = Some(Why::Volume),
+            ["asked", "why", node] => self.asked_why = Some(Why::Node(node_of(node)?)),
+            ["r0", "is", "being", "left"] => {
+                let epoch = self.record()?.epoch;
+                self.stack();
+                self.state.leaving.insert(VOLUME, epoch);
+            }
+            ["db", rest @ ..] => return self.given_of_stack(rest),
             [node, rest @ ..] => return self.given_of(node_of(node)?, rest),
             [] => return Err("an empty line".to_owned()),
         }
         Ok(())
+    }
+
+    /// The stack, which is there from when it is first spoken of.
+    fn stack(&mut self) -> &mut Stack {
+        if self.policy.stacks.is_empty() {
+            let step = |name: &str, resource| StepRule {
+                name: name.to_owned(),
+                resource,
+                start_timeout_ms: 1_000,
+                stop_timeout_ms: 1_000,
+                monitor_interval_ms: Some(1_000),
+                monitor_timeout_ms: 1_000,
+            };
+            self.policy.stacks.push(Stack {
+                name: "db".to_owned(),
+                volumes: vec![VOLUME],
+                steps: vec![
+                    step("device", Resource::VolumeService),
+                    step("app", Resource::VolumeService),
+                    step("address", Resource::Address),
+                ],
+                prefers: Vec::new(),
+                stays: true,
+                with: Vec::new(),
+                apart: Vec::new(),
+                failures_max: 3,
+                forget_after_ms: 600_000,
+            });
+        }
+        &mut self.policy.stacks[0]
+    }
+
+    fn given_of_stack(&mut self, words: &[&str]) -> Result<(), String> {
+        self.stack();
+        match words {
+            ["runs", "on", node] => drop(self.stack_at(node, Phase::Running)?),
+            ["is", "stuck", "on", node] => drop(self.stack_at(node, Phase::Stuck)?),
+            ["is", "given", "up", "on", node] => self.stack_at(node, Phase::Failed)?.given_up = true,
+            ["prefers", names @ ..] => {
+                self.stack().prefers = names.iter().map(|name| node_of(name)).collect::<Result<_, _>>()?;
+            }
+            ["does", "not", "stay"] => self.stack().stays = false,
+            ["may", "run", "on", node] => self.permitted = Some(node_of(node)?),
+            _ => return Err(format!("not understood: {}", words.join(" "))),
+        }
+        Ok(())
+    }
+
+    /// What a node says of the stack; something of it is there unless it is given up.
+    fn stack_at(&mut self, node: &str, phase: Phase) -> Result<&mut StackView, String> {
+        let report = self.view.nodes.get_mut(&node_of(node)?).and_then(|node| node.report.as_mut());
+        let report = report.ok_or("it has not reported")?;
+        if phase != Phase::Failed {
+            report.occupied.insert(VOLUME);
+        }
+        let view = StackView { phase, failures: 0, given_up: false, note: String::new(), steps: Vec::new() };
+        report.stacks.insert("db".to_owned(), view);
+        Ok(report.stacks.get_mut("db").expect("it was put there"))
     }
 
     fn given_of(&mut self, node: NodeId, words: &[&str]) -> Result<(), String> {
@@ -292,6 +382,7 @@ impl World {
             }
             ["asks", "for", "a", "lease"] => self.asking.push(node),
             ["acts"] => self.acting.push(node),
+            ["leads"] => self.leading = Some(node),
             _ => return Err(format!("not understood: {}", words.join(" "))),
         }
         Ok(())
@@ -337,12 +428,49 @@ impl World {
         nodes.iter().map(|node| self.name(node)).collect::<Vec<_>>().join(" ")
     }
 
+    fn explained(&self, why: Why) -> Vec<String> {
+        let (state, policy, view) = (&self.state, &self.policy, &self.view);
+        let explained = match why {
+            Why::Volume => decide::explain_volume(state, policy, view, VOLUME).expect("r0 is configured"),
+            Why::Node(node) => decide::explain_node(state, policy, view, node),
+        };
+        let mut lines = vec![explained.summary];
+        lines.extend(explained.findings.iter().map(|finding| {
+            format!("{}: {}", format!("{:?}", finding.severity).to_lowercase(), finding.text)
+        }));
+        lines.extend(explained.next.iter().map(|next| format!("next: {next}")));
+        lines.extend(explained.cures.iter().map(|cure| format!("cure: {cure}")));
+        lines
+    }
+
     /// Everything that is decided.
     pub(crate) fn decided(&mut self) -> Vec<String> {
         self.ask();
+        if let Some(why) = self.asked_why {
+            return self.explained(why);
+        }
         if let Some(dead) = self.planned {
             let plan = decide::plan(&self.state, &self.policy, &self.view, dead);
             return plan.iter().map(|step| format!("after {} ms: {}", step.after_ms, step.text)).collect();
+        }
+        if let Some(node) = self.permitted {
+            let report = self.view.nodes[&node].report.clone().unwrap_or_default();
+            let local = self.local(node, report.replicas);
+            let permit = permit(&self.state, &self.policy, node, &local, &self.policy.stacks[0]);
+            return vec![match permit {
+                Permit::Run { until, is_sure, .. } => {
+                    let sure = if is_sure { "surely alone" } else { "alone as far as leases go" };
+                    format!("db may run on {} for {} ms, {sure}", self.name(node), until.since_ms(NOW))
+                }
+                Permit::Freeze(why) => format!("db waits, since {why}"),
+                Permit::Stop(why) => format!("db stops, since {why}"),
+                Permit::Evict(why) => format!("db is to be gone, since {why}"),
+            }];
+        }
+        if let Some(leader) = self.leading {
+            let next = decide::successor(&self.state, &self.policy, &self.view, leader);
+            let text = |next| format!("{} is to lead", self.name(next));
+            return vec![next.map_or_else(|| format!("{} leads on", self.name(leader)), text)];
         }
         let mut lines = Vec::new();
         for node in &self.asking {
@@ -369,6 +497,14 @@ impl World {
                 format!("propose {}, since {}", self.command(&proposal.command), proposal.reason)
             }));
             let word = |note: &decide::Note| format!("{:?}", note.severity).to_lowercase();
+            lines.extend(decision.needs.iter().filter(|_| !self.policy.stacks.is_empty()).map(|need| {
+                format!(
+                    "{} is to be off within {} ms, since {}",
+                    self.name(need.node),
+                    need.patience_ms,
+                    need.reason
+                )
+            }));
             lines.extend(
                 decision.notes.iter().map(|note| format!("{}: {} {}", word(note), note.volume, note.text)),
             );
@@ -386,7 +522,9 @@ impl World {
             let change = Change { expected: record.order(), kind: ChangeKind::Opened };
             requests.insert(VOLUME, Request { change, reason: "it was asked for before".to_owned() });
         }
-        Local { now: NOW, replicas, leases, requests, unfollowed: self.unfollowed.clone() }
+        let nodes = self.view.nodes.iter();
+        let suspected = nodes.filter(|(_, node)| !node.health.is_heard()).map(|(id, _)| *id).collect();
+        Local { now: NOW, replicas, leases, requests, unfollowed: self.unfollowed.clone(), suspected }
     }
 
     /// Every node asks for what it asks for.

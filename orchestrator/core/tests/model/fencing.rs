@@ -94,8 +94,8 @@ impl World {
                 let change = PowerChange::Fenced { number: fencing.number, outcome, at_unix_ms: self.now };
                 let node = NodeId(u8::try_from(fencing.target).expect("few"));
                 let command = Command::Power { node, change };
-                let (raft, random) = (&mut self.raft, &mut self.random);
-                let _ = raft.propose(leader, command, majorities, self.now, random, faulty);
+                let below = &mut |end| self.random.below(end);
+                let _ = self.raft.propose(leader, command, majorities, self.now, below, faulty);
             }
         }
     }

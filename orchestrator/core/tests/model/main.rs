@@ -11,7 +11,6 @@
 
 mod fencing;
 mod machine;
-mod raft;
 mod random;
 mod world;
 

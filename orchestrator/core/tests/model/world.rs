@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use holdfast_simulator::whole::consensus::{Outcome, Raft};
 use orchestrator_core::decide::{self, Local, StepKind};
 use orchestrator_core::fence::{Mode, Rules};
 use orchestrator_core::health::Detector;
@@ -15,7 +16,6 @@ use orchestrator_core::view::{Health, NodeView, Report, Role, View};
 
 use crate::fencing::Fencing;
 use crate::machine::{Leading, Machine, Outstanding, Rep, Under, VOLUME, WRITES_MAX, Writes};
-use crate::raft::{Outcome, Raft};
 use crate::random::Random;
 
 /// A step of the model.
@@ -136,6 +136,7 @@ impl World {
             unproven_grace_ms: 5_000,
             member_patience_ms: 1_000,
             fence: Rules { mode, fenceable: ids().collect(), ..Rules::default() },
+            stacks: Vec::new(),
         };
         let uncut = || vec![vec![false; 3]; 3];
         let (talk_cut, data_cut) = (uncut(), uncut());
@@ -238,7 +239,7 @@ impl World {
                 (0..self.machines.len()).for_each(|index| self.start(index));
             }
             let majorities = self.majorities();
-            self.raft.turn(self.now, &majorities, &mut self.random, faulty);
+            self.raft.turn(self.now, &majorities, &mut |end| self.random.below(end), faulty);
             self.note_leaders(&majorities);
             self.follow_log();
             self.heartbeats();
@@ -487,12 +488,17 @@ impl World {
         }
         let state = self.raft.state(machine.applied);
         let (me, now) = (machine.id, machine.clock(self.now));
+        let detectors = machine.detectors.iter_mut();
+        let suspected = detectors
+            .filter_map(|(id, detector)| (!detector.advance(now).is_heard()).then_some(*id))
+            .collect();
         let mut local = Local {
             now,
             replicas: machine.views(following),
             leases: std::mem::take(&mut machine.leases),
             requests: std::mem::take(&mut machine.requests),
             unfollowed: std::mem::take(&mut machine.unfollowed),
+            suspected,
         };
         local.settle(state, me);
         local.ask(state, &self.policy, me);
@@ -532,6 +538,7 @@ impl World {
             leases: machine.held(now, asks),
             requests: machine.requests.clone(),
             machine: machine.said(),
+            ..Report::default()
         };
         machine.sequence += 1;
         let (sequence, process) = (machine.sequence, machine.process);
@@ -573,8 +580,9 @@ impl World {
             if let Some(leading) = self.machines[index].leading.as_mut().filter(|_| changes_primary) {
                 leading.closing = expected;
             }
-            let (raft, random) = (&mut self.raft, &mut self.random);
-            let outcome = raft.propose(index, proposal.command.clone(), majorities, self.now, random, faulty);
+            let below = &mut |end| self.random.below(end);
+            let command = proposal.command.clone();
+            let outcome = self.raft.propose(index, command, majorities, self.now, below, faulty);
             let Some(leading) = self.machines[index].leading.as_mut() else { return };
             match outcome {
                 Outcome::Applied(result) => {
@@ -646,7 +654,13 @@ impl World {
         machine.leases = local.leases;
         let leases = machine.held(now, false);
         let requests = machine.requests.clone();
-        Some(Report { replicas: local.replicas, leases, requests, machine: machine.said() })
+        Some(Report {
+            replicas: local.replicas,
+            leases,
+            requests,
+            machine: machine.said(),
+            ..Report::default()
+        })
     }
 
     /// Begins the reign of a record, as the replica does it.

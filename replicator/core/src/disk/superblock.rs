@@ -6,7 +6,7 @@ use core::fmt;
 use thiserror::Error;
 
 use crate::bytes::{Reader, Short, Writer};
-use crate::disk::layout::{MAP_PEERS, SUPERBLOCK_BYTES};
+use crate::disk::layout::{Layout, LayoutError, MAP_PEERS, SUPERBLOCK_BYTES, map_bytes_of};
 use crate::history::{History, Reign};
 use crate::limits::HISTORY_MAX;
 use crate::tracker::{Base, CopyId};
@@ -16,11 +16,12 @@ use crate::units::{
 
 const MAGIC: u64 = u64::from_le_bytes(*b"HOLDFAST");
 /// Version of the disk format; see the history in `docs/formats.md`.
-pub const DISK_VERSION: u16 = 3;
+pub const DISK_VERSION: u16 = 5;
 /// The oldest version this program reads: one without dirty maps.
 const DISK_VERSION_MIN: u16 = 1;
 const MAPS_FIELDS_AT: usize = 344;
 const FORK_FIELDS_AT: usize = 600;
+const SIZE_FIELDS_AT: usize = 960;
 const HISTORY_AT: usize = 1024;
 const REIGN_BYTES: usize = 48;
 const _: () = assert!(HISTORY_AT + HISTORY_MAX * REIGN_BYTES <= SUPERBLOCK_BYTES);
@@ -230,6 +231,29 @@ impl Maps {
     }
 }
 
+/// The last scrub that went through to its end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScrubRecord {
+    /// When, in milliseconds since 1970 by the clock here; 0 if there was none.
+    pub ended_ms: u64,
+    /// Blocks that it read.
+    pub blocks: u64,
+    /// Those that could not be read, or did not match their checksum.
+    pub bad_blocks: u64,
+}
+
+/// Blocks that were gathered in the ring, right before the log that begins anew: they are to be put in place before
+/// anything of that log is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Gathered {
+    /// Where the first item lies.
+    pub from: RingOffset,
+    /// Where the last one ends.
+    pub to: RingOffset,
+    /// How many items there are.
+    pub items: u64,
+}
+
 /// What a replica remembers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Superblock {
@@ -303,6 +327,20 @@ pub struct Superblock {
     pub frozen_ms: u64,
     /// The end of the log that the branch was kept of.
     pub branch: Base,
+    /// The journal device has checksums of the blocks at rest.
+    pub sums: bool,
+    /// The journal device has room for bookmarks.
+    pub bookmark_room: bool,
+    /// There are bookmarks: their table was written with the dirty maps.
+    pub bookmarks: bool,
+    /// Blocks may have been written in place that no stored bookmark knows of.
+    pub bookmarks_behind: bool,
+    /// The last scrub that went through to its end.
+    pub scrub: ScrubRecord,
+    /// Blocks that wait in the ring to be put in place.
+    pub gathered: Option<Gathered>,
+    /// Bytes that the journal keeps for one dirty map: as many as the volume needed when the journal was made.
+    pub map_bytes: u64,
     /// The reigns of the log.
     pub history: History,
 }
@@ -361,11 +399,18 @@ impl Superblock {
         assert!(writer.written() == MAPS_FIELDS_AT);
         self.maps.encode(&mut writer);
         assert!(writer.written() == FORK_FIELDS_AT);
-        writer.u8(u8::from(self.yields)).u8(u8::from(self.diverges)).zeros(6);
+        writer.u8(u8::from(self.yields)).u8(u8::from(self.diverges)).u8(u8::from(self.sums));
+        writer.u8(u8::from(self.bookmark_room)).u8(u8::from(self.bookmarks));
+        writer.u8(u8::from(self.bookmarks_behind)).zeros(2);
         writer.u64(self.head_ms).u64(self.reign_ms).u64(self.frozen_ms);
         let branch = self.branch.position;
         writer.u64(branch.epoch.0).u64(branch.sequence.0).u128(self.branch.chain.0);
-        assert!(writer.written() <= HISTORY_AT, "the fields end before the history");
+        writer.u64(self.scrub.ended_ms).u64(self.scrub.blocks).u64(self.scrub.bad_blocks);
+        let Gathered { from, to, items } = self.gathered.unwrap_or_default();
+        writer.u8(u8::from(self.gathered.is_some())).zeros(7).u64(from.0).u64(to.0).u64(items);
+        assert!(writer.written() <= SIZE_FIELDS_AT, "these fields end before those of the size");
+        let mut writer = Writer::new(&mut bytes[SIZE_FIELDS_AT..HISTORY_AT]);
+        writer.u64(self.map_bytes);
         let mut writer = Writer::new(&mut bytes[HISTORY_AT..]);
         encode_history(&self.history, &mut writer);
         let crc = crc32fast::hash(&bytes[12..]);
@@ -392,12 +437,30 @@ impl Superblock {
         }
         reader.skip(2)?;
         let mut superblock = decode_fields(&mut reader, &bytes[HISTORY_AT..])?;
+        superblock.map_bytes = match version {
+            ..5 => map_bytes_of(superblock.volume_bytes),
+            _ => Reader::new(&bytes[SIZE_FIELDS_AT..]).u64()?,
+        };
         if version == 1 {
             // Zeros there name no maps.
             superblock.maps = Maps::default();
         }
         superblock.check()?;
         Ok(superblock)
+    }
+
+    /// Where things lie in the journal.
+    ///
+    /// # Errors
+    /// [`LayoutError`] if the sizes do not go together.
+    pub fn layout(&self) -> Result<Layout, LayoutError> {
+        Layout::with_maps(
+            self.volume_bytes,
+            self.map_bytes,
+            self.journal_bytes,
+            self.sums,
+            self.bookmark_room,
+        )
     }
 
     fn check(&self) -> Result<(), SuperblockError> {
@@ -408,6 +471,13 @@ impl Superblock {
         for RingOffset(offset) in [self.tail.ring_offset, self.applied_through.ring_offset] {
             if !offset.is_multiple_of(PAGE_BYTES as u64) || offset > 1 << 62 {
                 return Err(SuperblockError::Bounds("ring offset"));
+            }
+        }
+        if let Some(Gathered { from, to, .. }) = self.gathered {
+            let is_aligned =
+                from.0.is_multiple_of(PAGE_BYTES as u64) && to.0.is_multiple_of(PAGE_BYTES as u64);
+            if !is_aligned || from > to || to > self.tail.ring_offset {
+                return Err(SuperblockError::Bounds("gathered blocks"));
             }
         }
         if self.sequence >= 1 << 56 {
@@ -462,11 +532,18 @@ fn decode_fields(reader: &mut Reader<'_>, history: &[u8]) -> Result<Superblock, 
     reader.skip(4)?;
     sb.discards = reader.u64()?;
     sb.maps = Maps::decode(reader)?;
-    (sb.yields, sb.diverges) = (reader.u8()? != 0, reader.u8()? != 0);
-    reader.skip(6)?;
+    (sb.yields, sb.diverges, sb.sums) = (reader.u8()? != 0, reader.u8()? != 0, reader.u8()? != 0);
+    (sb.bookmark_room, sb.bookmarks) = (reader.u8()? != 0, reader.u8()? != 0);
+    sb.bookmarks_behind = reader.u8()? != 0;
+    reader.skip(2)?;
     (sb.head_ms, sb.reign_ms, sb.frozen_ms) = (reader.u64()?, reader.u64()?, reader.u64()?);
     sb.branch.position = Position { epoch: Epoch(reader.u64()?), sequence: Sequence(reader.u64()?) };
     sb.branch.chain = Chain(reader.u128()?);
+    sb.scrub = ScrubRecord { ended_ms: reader.u64()?, blocks: reader.u64()?, bad_blocks: reader.u64()? };
+    let is_gathered = reader.u8()? != 0;
+    reader.skip(7)?;
+    let (from, to) = (RingOffset(reader.u64()?), RingOffset(reader.u64()?));
+    sb.gathered = Some(Gathered { from, to, items: reader.u64()? }).filter(|_| is_gathered);
     sb.history =
         decode_history(&mut Reader::new(history), count)?.ok_or(SuperblockError::Bounds("history"))?;
     Ok(sb)

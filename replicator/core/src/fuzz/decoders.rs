@@ -7,7 +7,7 @@ use super::journal::Pages;
 use super::rig::Rig;
 use super::{JOURNAL_BYTES, VOLUME, VOLUME_BYTES, put};
 use crate::chain;
-use crate::disk::layout::SUPERBLOCK_BYTES;
+use crate::disk::layout::{SUPERBLOCK_BYTES, map_bytes_of};
 use crate::disk::superblock::{self, Superblock};
 use crate::event::AdminAction;
 use crate::frame::{self, Entry};
@@ -109,7 +109,8 @@ pub fn fuzz_superblock(data: &[u8]) {
             recovered.log.last() == found.applied_through.position.sequence,
             "there is nothing in the journal"
         );
-        let of_rig = (found.volume_bytes, found.journal_bytes) == (VOLUME_BYTES, JOURNAL_BYTES);
+        let of_rig = (found.volume_bytes, found.journal_bytes) == (VOLUME_BYTES, JOURNAL_BYTES)
+            && found.map_bytes == map_bytes_of(VOLUME_BYTES);
         if style & 2 == 2 && of_rig && found.volume == VOLUME {
             let mut rig = Rig::new(recovered, Pages::default());
             rig.settle();

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use super::decoders::seal_frame;
 use super::{Choices, JOURNAL_BYTES, VOLUME, VOLUME_BYTES};
 use crate::chain;
-use crate::disk::layout::Layout;
+use crate::disk::layout::{Layout, map_bytes_of};
 use crate::disk::superblock::{Cut, LogPoint, Record, Superblock};
 use crate::event::Errno;
 use crate::frame::{self, Entry, EntryKind, FrameHeader, LocalPart};
@@ -70,10 +70,12 @@ pub(super) fn fresh_superblock() -> Superblock {
         incarnation: Incarnation(1),
         replica: 100,
         volume_bytes: VOLUME_BYTES,
+        map_bytes: map_bytes_of(VOLUME_BYTES),
         journal_bytes: JOURNAL_BYTES,
         block_bytes: 512,
         window_bytes: 64 << 10,
         proven: true,
+        bookmark_room: true,
         record: Record { in_sync: NodeSet(0b111), ..Record::default() },
         tail: start,
         applied_through: start,

@@ -20,7 +20,7 @@ pub use recovery::fuzz_recovery;
 const VOLUME: VolumeId = VolumeId(0x0066_757a_7a00);
 const VOLUME_BYTES: u64 = 256 * SECTOR_BYTES;
 /// The smallest journal for that volume.
-const JOURNAL_BYTES: u64 = (1 << 20) + 6 * PAGE_BYTES as u64 + (16 << 20);
+const JOURNAL_BYTES: u64 = (1 << 20) + 16 * PAGE_BYTES as u64 + (16 << 20);
 
 /// Choices made of bytes; zero when they run out.
 struct Choices<'a>(&'a [u8]);

@@ -6,6 +6,7 @@ use super::Choices;
 use super::decoders::{KINDS, seal_frame};
 use super::journal::{Pages, fresh_superblock, make_frame};
 use super::rig::{HostileLink, Rig};
+use crate::bookmarks::BookmarkName;
 use crate::chain;
 use crate::disk::superblock::{DiskState, LogPoint, Record};
 use crate::event::{AdminAction, Event};
@@ -57,6 +58,7 @@ fn hostile_step(rig: &mut Rig, choices: &mut Choices<'_>) {
                 2 if choices.one_in(8) => AdminAction::Stop,
                 2 if choices.one_in(2) => AdminAction::Resolve { discard: NodeId(choices.byte() % 2) },
                 3 if choices.one_in(2) => AdminAction::FreezeApply,
+                3 => AdminAction::AddBookmark { name: BookmarkName::new("a").expect("a name") },
                 kind => AdminAction::Promote { force: kind > 4, reign: ReignId(u128::from(choices.byte())) },
             };
             rig.admin(action);

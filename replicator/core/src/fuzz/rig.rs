@@ -60,6 +60,7 @@ impl Rig {
             incarnation: Incarnation(1),
             on_peer_loss: OnPeerLoss::Continue,
             managed: false,
+            disk_bytes: 2 * VOLUME_BYTES,
             arena_bytes: ARENA_BYTES,
             frames_in_flight_max: 2,
             sync_interval_ms: 10,
@@ -67,6 +68,8 @@ impl Rig {
             peer_timeout_ms: 3000,
             disk_timeout_ms: 30_000,
             checkpoint_bytes: 64 << 10,
+            sum_pages_max: 64,
+            scrub_interval_ms: 0,
             send_window_bytes: 2 << 20,
         };
         let now = Instant(1);

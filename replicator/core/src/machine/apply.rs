@@ -2,6 +2,9 @@
 //! A batch of frames is reduced to the bytes that are still wanted, which are disjoint and so need no order;
 //! the next batch begins when the last one is done. A disk without space is tried again until it has some.
 
+use alloc::boxed::Box;
+
+use super::batch_sums::BatchSums;
 use super::commit::each_extent;
 use super::{Io, Machine, index_of};
 use crate::batch::Batch;
@@ -17,6 +20,10 @@ use crate::units::{Buffer, Instant, Sequence, Span, Token};
 const BATCH_FRAMES_MAX: u64 = 64;
 /// Bytes one batch may have.
 const BATCH_BYTES_MAX: u64 = 8 << 20;
+/// Bytes zeroed at a time, at least.
+const ZERO_PIECE_BYTES: u64 = 256 << 20;
+/// Pieces of one range.
+const ZERO_PIECES_MAX: u64 = 1024;
 /// How long apply waits before it asks a disk that had no space again.
 pub(super) const SPACE_RETRY_MS: u64 = 200;
 
@@ -26,6 +33,7 @@ pub(super) struct Apply {
     batch: Batch,
     /// Last frame of the batch under way.
     batch_end: Option<u64>,
+    pub(super) batch_sums: Option<Box<BatchSums>>,
     writes_left: u32,
     /// Nothing beyond this entry was ever written to the disk.
     touched: Sequence,
@@ -46,6 +54,7 @@ impl Apply {
         Self {
             batch: Batch::new(BATCH_FRAMES_MAX as usize * FRAME_ENTRIES_MAX),
             batch_end: None,
+            batch_sums: None,
             writes_left: 0,
             touched,
             is_short: false,
@@ -59,6 +68,21 @@ impl Apply {
     /// The log begins anew behind `sequence`, and everything before is on the disk.
     pub(super) fn restart(&mut self, sequence: Sequence) {
         self.touched = sequence;
+    }
+
+    /// Whether the disk shows what was applied, up to `applied`, and no part of what comes next.
+    pub(super) fn is_settled(&self, applied: Sequence) -> bool {
+        self.batch_end.is_none() && self.touched <= applied
+    }
+
+    /// Whether nothing is being written.
+    pub(super) fn is_between_batches(&self) -> bool {
+        self.batch_end.is_none()
+    }
+
+    /// What the batch under way writes.
+    pub(super) fn extents(&self) -> &[Extent] {
+        self.batch.extents()
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -87,6 +111,12 @@ impl Apply {
     fn take_reserve(&mut self) -> Option<Buffer> {
         core::mem::take(&mut self.reserve_is_free).then_some(self.reserve)
     }
+}
+
+/// A range to be zeroed, in pieces that a slow disk can do one by one before it is taken for one that hangs.
+fn pieces(start: u64, len: u64) -> impl Iterator<Item = (u64, u64)> {
+    let piece = len.div_ceil(ZERO_PIECES_MAX).next_multiple_of(1 << 20).max(ZERO_PIECE_BYTES);
+    (0..len.div_ceil(piece)).map(move |n| (start + n * piece, piece.min(len - n * piece)))
 }
 
 /// Gives a frame's buffer back to where it came from.
@@ -130,7 +160,7 @@ impl Machine {
             // Should nothing be applied now for another reason, it is not asked for in a busy loop.
             self.apply.retry_at = Some(self.now.plus_ms(SPACE_RETRY_MS));
         }
-        if self.placing.is_some() || self.mending.is_some() {
+        if self.placing.is_some() || self.mending.is_some() || self.replay.is_some() {
             return;
         }
         let bound = self.apply_bound();
@@ -179,29 +209,43 @@ impl Machine {
     }
 
     fn start_batch(&mut self, end: u64) {
-        let (volume_bytes, token) = (self.meta.saved.volume_bytes, Io::Apply.token(0));
-        let Self { apply, commands, .. } = self;
-        apply.batch.reduce();
-        for extent in apply.batch.extents() {
-            assert!(extent.end() <= volume_bytes, "an entry's range was checked before it entered the log");
-            commands.push_back(match extent.content {
-                Content::Bytes { at } => {
-                    let len = usize::try_from(extent.len).expect("a payload");
-                    Command::WriteDisk { token, offset: extent.start, span: Span { start: at, len } }
-                }
-                Content::Zero(kind) => {
-                    Command::ZeroDisk { token, offset: extent.start, length: extent.len, kind }
-                }
-            });
-        }
-        let writes = u32::try_from(apply.batch.extents().len()).expect("bounded by the batch");
-        self.counters.disk_writes += u64::from(writes);
+        self.apply.batch.reduce();
         self.apply.batch_end = Some(end);
+        let first = self.log.frame(self.log.first_unapplied()).expect("the caller looked").first;
+        let is_new = first > self.apply.touched;
         let last = self.log.frame(end).expect("the caller looked").last();
         self.apply.touched = self.apply.touched.max(last);
+        if self.begin_batch_sums(is_new) {
+            self.write_batch();
+        }
+    }
+
+    /// Writes the batch, once its edges are known.
+    pub(super) fn write_batch(&mut self) {
+        let (volume_bytes, token) = (self.volume_bytes(), Io::Apply.token(0));
+        let Self { apply, commands, .. } = self;
+        let mut writes = 0;
+        for extent in apply.batch.extents() {
+            assert!(extent.end() <= volume_bytes, "an entry's range was checked before it entered the log");
+            match extent.content {
+                Content::Bytes { at } => {
+                    let len = usize::try_from(extent.len).expect("a payload");
+                    let span = Span { start: at, len };
+                    commands.push_back(Command::WriteDisk { token, offset: extent.start, span });
+                    writes += 1;
+                }
+                Content::Zero(kind) => {
+                    for (offset, length) in pieces(extent.start, extent.len) {
+                        commands.push_back(Command::ZeroDisk { token, offset, length, kind });
+                        writes += 1;
+                    }
+                }
+            }
+        }
+        self.counters.disk_writes += u64::from(writes);
         self.apply.writes_left = writes;
         if writes == 0 {
-            self.finish_batch();
+            self.end_writing();
         }
     }
 
@@ -219,16 +263,25 @@ impl Machine {
         }
         if core::mem::take(&mut self.apply.is_short) {
             self.apply.batch_end = None;
+            self.apply.batch_sums = None;
             if !self.apply.waits_for_space() {
                 self.report(Report::DiskFull);
             }
             self.apply.retry_at = Some(self.now.plus_ms(SPACE_RETRY_MS));
         } else {
-            self.finish_batch();
+            self.end_writing();
         }
     }
 
-    fn finish_batch(&mut self) {
+    fn end_writing(&mut self) {
+        if self.apply.batch_sums.is_none() {
+            return self.finish_batch();
+        }
+        self.begin_noting();
+    }
+
+    pub(super) fn finish_batch(&mut self) {
+        self.apply.batch_sums = None;
         let end = self.apply.batch_end.take().expect("a batch was under way");
         if self.apply.retry_at.take().is_some() {
             self.report(Report::DiskHasSpace);
@@ -244,6 +297,7 @@ impl Machine {
         let Self { log, pool, apply, .. } = self;
         log.mark_applied(end, |buffer| give_back(pool, apply, buffer));
         self.checkpoint.applied_bytes += self.log.applied.ring_offset.0 - before.0;
+        self.grow_through(last);
         self.track_applied(last);
     }
 
@@ -274,6 +328,26 @@ impl Machine {
         } else {
             give_back(&mut self.pool, &mut self.apply, buffer);
             self.fail_device("reading back the journal", result.err().unwrap_or(Errno(5)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec::Vec;
+
+    use super::*;
+
+    #[test]
+    fn pieces_cover_a_range_without_a_gap_and_are_not_too_many() {
+        for (start, len) in [(512, 512), (0, 256 << 20), (4096, (256 << 20) + 512), (1 << 40, 1 << 49)] {
+            let all: Vec<_> = pieces(start, len).collect();
+            assert!(all.len() as u64 <= ZERO_PIECES_MAX);
+            let end = all.iter().fold(start, |at, (offset, length)| {
+                assert!(*offset == at && *length > 0);
+                at + length
+            });
+            assert_eq!(end, start + len);
         }
     }
 }

@@ -22,6 +22,10 @@ pub(super) enum Reader {
     Fetch(LinkId, u64, u64),
     /// A Primary that looks for what it cannot read.
     Probe,
+    /// A replica that looks through its own disk.
+    Scrub,
+    /// A Primary that was asked for a block that is bad elsewhere.
+    Push,
 }
 
 /// A read of some blocks of one word, into the buffer behind its first page.
@@ -31,36 +35,50 @@ pub(super) struct BlockRead {
     pub(super) word: u64,
     pub(super) bits: u64,
     pub(super) buffer: Buffer,
+    /// What the volume had when the read began: the last block may be a part of one, and become a whole one meanwhile.
+    volume_bytes: u64,
     /// The block being read, once they are read one by one.
     piece: Option<u32>,
-    /// Those that cannot be read.
+    /// Those that cannot be read, or that are not what they should be.
     pub(super) bad: u64,
+    /// Those of them that can be read.
+    pub(super) rotten: u64,
+    /// Those whose checksum was looked at.
+    pub(super) checked: u64,
+    /// It waits for checksums.
+    is_read: bool,
 }
 
 impl BlockRead {
-    pub(super) fn new(reader: Reader, word: u64, bits: u64, buffer: Buffer) -> Self {
-        Self { reader, word, bits, buffer, piece: None, bad: 0 }
+    /// Blocks of a volume of `volume_bytes`.
+    pub(super) fn new(reader: Reader, word: u64, bits: u64, buffer: Buffer, volume_bytes: u64) -> Self {
+        let (piece, bad, rotten, checked, is_read) = (None, 0, 0, 0, false);
+        Self { reader, word, bits, buffer, volume_bytes, piece, bad, rotten, checked, is_read }
     }
 
     /// The range that is read: (first byte in the volume, bytes).
-    fn range(&self, volume_bytes: u64) -> (u64, usize) {
+    fn range(&self) -> (u64, usize) {
         let first = self.word * WORD_BYTES + u64::from(self.bits.trailing_zeros()) * BLOCK_BYTES;
         let end = self.word * WORD_BYTES + u64::from(64 - self.bits.leading_zeros()) * BLOCK_BYTES;
-        (first, usize::try_from(end.min(volume_bytes) - first).expect("a word's blocks"))
+        (first, usize::try_from(end.min(self.volume_bytes) - first).expect("a word's blocks"))
     }
 
     /// Where block `bit` lies in the buffer.
-    pub(super) fn block(&self, bit: u32, volume_bytes: u64) -> Span {
-        let (first, _) = self.range(volume_bytes);
+    pub(super) fn block(&self, bit: u32) -> Span {
+        let (first, _) = self.range();
         let at = self.word * WORD_BYTES + u64::from(bit) * BLOCK_BYTES;
-        let len = usize::try_from(BLOCK_BYTES.min(volume_bytes - at)).expect("a block");
+        let len = usize::try_from(BLOCK_BYTES.min(self.volume_bytes - at)).expect("a block");
         let skip = usize::try_from(at - first).expect("within the range");
         Span { start: self.buffer.start() + PAGE_BYTES + skip, len }
     }
 
-    /// Whether what is read must not change while it is.
-    fn is_exact(&self) -> bool {
-        !matches!(self.reader, Reader::Hashes(..) | Reader::Probe)
+    /// Whether what is read must not change while it is; that it has checksums makes a difference for some.
+    fn is_exact(&self, has_sums: bool) -> bool {
+        match self.reader {
+            Reader::Hashes(..) => false,
+            Reader::Probe => has_sums,
+            _ => true,
+        }
     }
 }
 
@@ -100,16 +118,17 @@ impl Machine {
             self.block_reads.len() - 1
         });
         self.block_reads[slot] = Some(read);
-        let (offset, len) = read.range(self.meta.saved.volume_bytes);
+        let (offset, len) = read.range();
         let span = Span { start: read.buffer.start() + PAGE_BYTES, len };
         self.push(Command::ReadDisk { token: Io::BlockRead.token(slot as u64), offset, span });
     }
 
     /// Whether blocks that are being read must not change under that.
     pub(super) fn blocks_are_read(&self, start: u64, end: u64) -> bool {
+        let has_sums = self.at_rest.is_some();
         self.block_reads.iter().flatten().any(|read| {
             let from = read.word * WORD_BYTES;
-            read.is_exact() && overlaps((from, from + WORD_BYTES), (start, end))
+            read.is_exact(has_sums) && overlaps((from, from + WORD_BYTES), (start, end))
         })
     }
 
@@ -137,12 +156,31 @@ impl Machine {
         if let Some(bit) = next {
             read.piece = Some(bit);
             let read = *read;
-            let span = read.block(bit, self.meta.saved.volume_bytes);
+            let span = read.block(bit);
             let offset = read.word * WORD_BYTES + u64::from(bit) * BLOCK_BYTES;
             return self.push(Command::ReadDisk { token: Io::BlockRead.token(slot), offset, span });
         }
-        let read = self.block_reads[index].take().expect("it was being read");
-        self.hand_over_read(read, arena);
+        read.is_read = true;
+        self.check_block_read(index, arena);
+    }
+
+    /// Hands a read over once its blocks are checked.
+    fn check_block_read(&mut self, index: usize, arena: &mut [u8]) {
+        let mut read = self.block_reads[index].expect("it was being read");
+        let is_checked = self.check_blocks(&mut read, arena);
+        self.block_reads[index] = (!is_checked).then_some(read);
+        if is_checked {
+            self.hand_over_read(read, arena);
+        }
+    }
+
+    /// Looks again at those that wait for checksums.
+    pub(super) fn check_waiting_blocks(&mut self, arena: &mut [u8]) {
+        for index in 0..self.block_reads.len() {
+            if self.block_reads[index].is_some_and(|read| read.is_read) {
+                self.check_block_read(index, arena);
+            }
+        }
     }
 
     fn hand_over_read(&mut self, read: BlockRead, arena: &mut [u8]) {
@@ -161,6 +199,8 @@ impl Machine {
             Reader::Check(link, session, number) => self.answer_check(link, session, number, read, arena),
             Reader::Fetch(link, session, number) => self.answer_fetch(link, session, number, read, arena),
             Reader::Probe => self.on_probed(read),
+            Reader::Scrub => self.on_scrubbed(read, arena),
+            Reader::Push => self.on_push_read(read, arena),
         }
     }
 

@@ -1,10 +1,12 @@
 //! Checkpoints: what is applied becomes durable on the disk, the superblock says so, and only then may ring space
-//! be used again. The order is: sync the disk, write the dirty maps and sync them, write the superblock, reuse.
+//! be used again. The order is: sync the disk, write the checksums of its blocks and sync them, write the dirty
+//! maps and sync them, write the superblock, reuse.
 
 use super::{Io, Machine};
 use crate::command::Command;
 use crate::disk::superblock::LogPoint;
 use crate::event::IoResult;
+use crate::sums::Ticket;
 use crate::units::RingOffset;
 
 #[derive(Clone, Copy, Debug)]
@@ -12,6 +14,8 @@ enum Phase {
     Idle,
     /// The disk is being synced; what was applied before is this.
     Syncing(LogPoint),
+    /// The checksums of what was applied are becoming durable.
+    Summing(LogPoint, Option<Ticket>),
     /// The dirty maps are being saved.
     Mapping(LogPoint),
     /// The superblock with this sequence says it.
@@ -45,10 +49,14 @@ impl Machine {
     }
 
     pub(super) fn pump_checkpoint(&mut self, arena: &mut [u8]) {
+        if let Phase::Summing(applied, ticket) = self.checkpoint.phase
+            && self.sums_are_done(ticket)
+        {
+            self.map_checkpoint(applied);
+        }
         if let Phase::Mapping(applied) = self.checkpoint.phase {
             self.pump_saving(arena);
-            if let Some(maps) = self.take_saved_maps() {
-                self.meta.current.maps = maps;
+            if self.take_saved_maps() {
                 self.save_checkpoint(applied);
             }
         }
@@ -68,7 +76,8 @@ impl Machine {
         let due = self.checkpoint.applied_bytes >= self.config.checkpoint_bytes;
         let tight = self.ring_is_tight()
             && (behind || self.next_tail(applied).ring_offset > self.log.tail().ring_offset);
-        if tight || (behind && (due || self.role.is_stopping() || self.is_draining())) {
+        let marks = self.want_bookmarks_saved();
+        if tight || marks || (behind && (due || self.role.is_stopping() || self.is_draining())) {
             self.checkpoint.phase = Phase::Syncing(applied);
             self.checkpoint.applied_bytes = 0;
             self.push(Command::SyncDisk { token: Io::CheckpointSync.token(0) });
@@ -104,6 +113,15 @@ impl Machine {
         if !self.device_ok("syncing the disk", result) {
             return;
         }
+        let ticket = self.want_sums();
+        if self.sums_are_done(ticket) {
+            self.map_checkpoint(applied);
+        } else {
+            self.checkpoint.phase = Phase::Summing(applied, ticket);
+        }
+    }
+
+    fn map_checkpoint(&mut self, applied: LogPoint) {
         if self.begin_saving_maps() {
             self.checkpoint.phase = Phase::Mapping(applied);
         } else {

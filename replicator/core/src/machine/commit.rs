@@ -132,9 +132,9 @@ pub(super) fn each_extent(buffer: Buffer, first: Sequence, arena: &[u8], mut vis
         let entry = entry.expect("a frame is checked before it enters the log");
         let content = match entry.kind {
             EntryKind::Write => Content::Bytes { at: buffer.start() + entry.payload_at as usize },
-            EntryKind::Trim => Content::Zero(ZeroKind::Trim),
+            EntryKind::Trim | EntryKind::Resize => Content::Zero(ZeroKind::Trim),
             EntryKind::Zeroes => Content::Zero(ZeroKind::Zeroes),
-            EntryKind::EpochStart | EntryKind::Resize => continue,
+            EntryKind::EpochStart => continue,
         };
         visit(Extent { start: entry.offset, len: entry.length, sequence: Sequence(sequence), content });
     }

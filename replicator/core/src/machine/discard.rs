@@ -89,5 +89,7 @@ impl Machine {
             && !self.visit_sync
             && self.drain_sync.is_none()
             && self.intake_sync.is_none()
+            && self.stage_io.is_idle()
+            && self.replay.is_none()
     }
 }

@@ -11,9 +11,9 @@ use super::greet::Place;
 use super::peer::LinkState;
 use super::role::RoleState;
 use crate::command::{Command, Report};
-use crate::disk::superblock::{Cut, Record};
+use crate::disk::superblock::{Cut, LogPoint, Record};
 use crate::frame::{self, EntryKind, FrameHeader};
-use crate::history::Reign;
+use crate::history::{History, Reign};
 use crate::units::{Buffer, LinkId, Sequence};
 use crate::wire::envelope::{Envelope, MessageKind};
 use crate::wire::message::{Ack, Resync, Start};
@@ -34,6 +34,10 @@ impl Machine {
         if !matches!(self.role, RoleState::Secondary) {
             self.close(place, "this node changes its own role just now", true);
             return;
+        }
+        let theirs = self.link_mut(place).hello.as_ref().map_or(0, |hello| hello.volume_bytes);
+        if let Err(reason) = self.check_room(theirs) {
+            return self.refuse(place, reason);
         }
         let (saved, last) = (self.meta.saved, self.log.last());
         let record = start.record;
@@ -115,7 +119,8 @@ impl Machine {
     pub(super) fn begin_following(&mut self, index: usize) {
         let link = self.link_mut(Place::Peer(index));
         link.become_state(LinkState::Following);
-        if link.plan.is_some() {
+        // What was gathered before is being put in place by now.
+        if link.plan.is_some() && self.intake.is_none() {
             self.begin_intake(index);
             self.tell_diverged(index);
         }
@@ -130,6 +135,7 @@ impl Machine {
             return false;
         }
         self.persist.history.truncate(common);
+        self.grow.cut(common);
         self.persist.limit_wish(common);
         self.meta.current.durable = self.meta.current.durable.min(common);
         self.recovered_end = self.recovered_end.min(common);
@@ -156,7 +162,7 @@ impl Machine {
     pub(super) fn is_of_session(&self, index: usize, envelope: &Envelope) -> bool {
         let record = &self.meta.saved.record;
         let link = self.peers[index].link.as_ref().expect("the caller looked");
-        link.state == LinkState::Following
+        matches!(link.state, LinkState::Following | LinkState::Staging { .. })
             && envelope.session == link.peer_session
             && envelope.epoch == record.epoch
             && envelope.reign == record.reign
@@ -191,6 +197,9 @@ impl Machine {
             self.link_mut(place).heard_at = now;
         }
         match place {
+            Some(Place::Peer(index)) if self.is_switching(index) => {
+                self.parked.push_back((id, envelope, buffer));
+            }
             Some(Place::Peer(index)) if self.is_of_session(index, &envelope) && !self.is_failed() => {
                 self.learn(&envelope);
                 if envelope.kind == MessageKind::Blocks {
@@ -211,14 +220,17 @@ impl Machine {
     }
 
     fn accept(&mut self, index: usize, envelope: Envelope, buffer: Buffer, arena: &mut [u8]) {
-        match self.check_frame(&envelope, buffer, arena) {
+        if let LinkState::Staging { .. } = self.link_mut(Place::Peer(index)).state {
+            return self.accept_staged(index, &envelope, buffer, arena);
+        }
+        let (head, history) = (self.log.head, self.persist.history);
+        match self.check_frame(&envelope, buffer, arena, head, &history) {
             Err(reason) => {
                 self.pool.give(buffer);
                 self.close(Place::Peer(index), &reason, true);
             }
             Ok(header) => {
-                let tail = self.meta.saved.tail.ring_offset;
-                if self.log.place(tail, u64::from(header.total_bytes), false).is_none() {
+                if self.ring_place(u64::from(header.total_bytes), false).is_none() {
                     let id = self.link_mut(Place::Peer(index)).id;
                     self.parked.push_back((id, envelope, buffer));
                     return;
@@ -243,6 +255,10 @@ impl Machine {
                 chain_before: header.chain_before,
             });
         }
+        if let Some(bytes) = frame::size_after(block, header) {
+            let bytes = bytes.max(self.volume_bytes());
+            self.grow.note(header.first, bytes);
+        }
         self.write_frame(header, buffer, true, arena);
         self.learn(envelope);
         if envelope.sync {
@@ -250,12 +266,14 @@ impl Machine {
         }
     }
 
-    /// Everything a frame must be before it enters the log.
-    fn check_frame(
+    /// Everything a frame must be before it enters the log that ends at `head`.
+    pub(super) fn check_frame(
         &self,
         envelope: &Envelope,
         buffer: Buffer,
         arena: &[u8],
+        head: LogPoint,
+        history: &History,
     ) -> Result<FrameHeader, alloc::string::String> {
         let bytes = &arena[buffer.span().range()];
         let header = frame::decode(bytes).map_err(|error| format!("a damaged frame: {error}"))?;
@@ -265,13 +283,17 @@ impl Machine {
         if header.volume != self.config.volume || header.entries == 0 || header.epoch > envelope.epoch {
             return Err("a frame that does not belong here".to_string());
         }
-        if header.first != self.log.last().next() || header.chain_before != self.log.head.chain {
-            return Err(format!("frame {} does not follow entry {}", header.first, self.log.last()));
+        let last = head.position.sequence;
+        if header.first != last.next() || header.chain_before != head.chain {
+            return Err(format!("frame {} does not follow entry {last}", header.first));
         }
-        let before = self.log.head.position.epoch;
-        frame::check_for_log(bytes, &header, before, self.meta.saved.volume_bytes)
+        let before = head.position.epoch;
+        frame::check_for_log(bytes, &header, before, self.incoming_bytes())
             .map_err(|error| format!("a frame that does not fit the log: {error}"))?;
-        let newest = self.persist.history.newest().map(|reign| reign.reign);
+        if let Some(bytes) = frame::size_after(bytes, &header) {
+            self.check_room(bytes)?;
+        }
+        let newest = history.newest().map(|reign| reign.reign);
         if header.epoch == before && newest.is_some_and(|reign| reign != header.reign) {
             return Err("a frame of another reign of the same epoch".to_string());
         }
@@ -282,10 +304,14 @@ impl Machine {
     /// Takes the frames that found no room in the ring before.
     pub(super) fn unpark(&mut self, arena: &mut [u8]) {
         while let Some((id, envelope, buffer)) = self.parked.front().copied() {
-            let header = frame::decode_trusted(&arena[buffer.span().range()]);
-            let tail = self.meta.saved.tail.ring_offset;
-            if self.log.place(tail, u64::from(header.total_bytes), false).is_none() {
+            if matches!(self.find_link(id), Some(Place::Peer(index)) if self.is_switching(index)) {
                 return;
+            }
+            if envelope.kind == MessageKind::Frame {
+                let header = frame::decode_trusted(&arena[buffer.span().range()]);
+                if self.ring_place(u64::from(header.total_bytes), false).is_none() {
+                    return;
+                }
             }
             self.parked.pop_front();
             self.on_frame(id, envelope, buffer, arena);
@@ -332,7 +358,7 @@ impl Machine {
     pub(super) fn on_record(&mut self, index: usize, record: Record) {
         let saved = self.meta.current.record;
         let link = self.link_mut(Place::Peer(index));
-        let follows = link.state == LinkState::Following;
+        let follows = matches!(link.state, LinkState::Following | LinkState::Staging { .. });
         if follows
             && record.epoch == saved.epoch
             && record.reign == saved.reign

@@ -14,6 +14,8 @@ pub(super) struct Fork {
     pub(super) status: ForkStatus,
     /// The peer's copy was one that could bring this one level.
     pub(super) is_usable: bool,
+    /// The peer knows a later record than this replica.
+    pub(super) is_later: bool,
 }
 
 /// What lies past `common` in the log that `hello` speaks of.
@@ -51,7 +53,8 @@ impl Machine {
         let is_usable = theirs.disk_state == DiskState::UpToDate && !theirs.suspect;
         let peer = &mut self.peers[index];
         let place = |fork: &Fork| (fork.status.common, fork.status.here.head, fork.status.there.head);
-        let fork = Fork { status, is_usable };
+        let is_later = theirs.record.is_later_than(&mine.record);
+        let fork = Fork { status, is_usable, is_later };
         let is_news = peer.fork.as_ref().map(place) != Some(place(&fork));
         peer.fork = Some(fork);
         if is_news {

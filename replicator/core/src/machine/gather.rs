@@ -167,7 +167,7 @@ impl Machine {
     fn close_open(&mut self, arena: &mut [u8]) -> bool {
         let open = self.gather.open.as_ref().expect("entries lie in it");
         let total = open.payload_end.next_multiple_of(PAGE_BYTES);
-        if self.log.place(self.meta.saved.tail.ring_offset, total as u64, false).is_none() {
+        if self.ring_place(total as u64, false).is_none() {
             return false;
         }
         if self.are_held(&self.gather.entries) {
@@ -188,7 +188,7 @@ impl Machine {
             return false;
         }
         let total = buffer.len_bytes() as u64;
-        if self.log.place(self.meta.saved.tail.ring_offset, total, false).is_none() {
+        if self.ring_place(total, false).is_none() {
             return false;
         }
         let (buffer, gathered) = self.gather.large.pop_front().expect("the caller looked");
@@ -244,9 +244,9 @@ impl Machine {
         control: bool,
         arena: &mut [u8],
     ) {
-        let tail = self.meta.saved.tail.ring_offset;
+        let tail = self.ring_tail();
         let total = u64::from(header.total_bytes);
-        let ring_offset = self.log.place(tail, total, control).expect("the caller made sure of the room");
+        let ring_offset = self.ring_place(total, control).expect("the caller made sure of the room");
         assert!(
             ring_offset.plus(total).0 - tail.0 <= self.log.layout.ring_bytes,
             "the ring never eats its tail"

@@ -5,7 +5,8 @@ use alloc::format;
 use alloc::string::{String, ToString};
 
 use super::apply::give_back;
-use super::peer::{Link, LinkState};
+use super::peer::{Link, LinkState, Peer};
+use super::replicas::Presence;
 use super::source::buffer_of;
 use super::{Io, Machine, index_of};
 use crate::command::{Command, Report};
@@ -38,11 +39,14 @@ impl Machine {
     pub(super) fn on_link_up(&mut self, id: LinkId, node: Option<NodeId>) {
         let mut link = Link::new(id, self.now);
         self.send_hello(&mut link, false);
-        if self.discard.is_some() || self.is_branching() {
+        if self.discard.is_some() || self.is_branching() || self.replay.is_some() {
             // What the hello says is about to be no longer so.
             self.spare_links.push(link);
             let place = Place::Spare(self.spare_links.len() - 1);
-            let reason = "the data here is being discarded, or a branch of it kept";
+            let reason = match self.replay {
+                Some(_) => "blocks that were gathered are being put in place here",
+                None => "the data here is being discarded, or a branch of it kept",
+            };
             return self.close(place, reason, true);
         }
         let index = node.and_then(|node| self.peer_index(node));
@@ -52,8 +56,10 @@ impl Machine {
         }
     }
 
+    /// Where the peer is, if it takes part.
     pub(super) fn peer_index(&self, node: NodeId) -> Option<usize> {
-        self.peers.iter().position(|peer| peer.config.node == node)
+        let is_it = |peer: &Peer| peer.config.node == node && peer.presence == Presence::Present;
+        self.peers.iter().position(is_it)
     }
 
     /// Makes `link` the peer's; an older one ends first, with everything that came on it.
@@ -89,7 +95,8 @@ impl Machine {
         Hello {
             node: self.config.node,
             replica: saved.replica,
-            volume_bytes: saved.volume_bytes,
+            // What is in a Primary's log comes with the stream; what is only in another one's may yet be cut.
+            volume_bytes: if self.role.is_sequencing() { self.volume_bytes() } else { saved.volume_bytes },
             block_bytes: saved.block_bytes,
             primary: self.role.is_sequencing(),
             proven: saved.proven,
@@ -290,12 +297,19 @@ impl Machine {
                 self.on_placed(index, written, durable, is_done);
             }
             Message::Finish => self.on_finish(index),
+            Message::Staging => self.on_staging(index),
             Message::Check(check) => self.on_check(index, envelope, check),
             Message::Mend(mend) => self.on_mend(index, envelope, mend),
             Message::Fetch(fetch) => self.on_fetch(index, envelope, fetch),
             Message::Checked(checked) => self.on_checked(index, &checked),
             Message::Fetched(fetched) => self.on_fetched(index, fetched),
+            Message::Ask { block } => self.on_ask(index, block),
             Message::Changed(changed) => self.on_changed(index, &changed),
+            Message::Grow { bytes } => self.on_grow_asked(index, bytes),
+            Message::Grown { bytes, reason } => {
+                let node = self.peers[index].config.node;
+                self.note_room(node, bytes, &reason);
+            }
             Message::Ping => {}
             Message::Hello(_) => unreachable!("told apart by the caller"),
         }
@@ -455,7 +469,8 @@ impl Machine {
             if link.state == LinkState::Closing {
                 continue;
             }
-            if link.state != LinkState::Streaming || link.is_level(last) {
+            // One that gathers acknowledges nothing, and nobody waits for it.
+            if link.state != LinkState::Streaming || link.is_level(last) || link.stages() {
                 link.progress_at = now;
             }
             if now >= link.heard_at.plus_ms(timeout_ms) {

@@ -34,6 +34,12 @@ impl Machine {
         self.config.managed && !self.is_forced
     }
 
+    /// The configuration manager's part of the export generation, in a reign of its.
+    pub(super) fn sessions(&self) -> Option<u64> {
+        let reigns = self.is_managed() && self.role.is_sequencing();
+        reigns.then_some(self.meta.saved.export_generation >> GENERATION_SHIFT)
+    }
+
     /// Whether a reign has begun here, or is being stored.
     pub(super) fn reigns(&self) -> bool {
         self.role.is_sequencing() || matches!(self.role, RoleState::Recording { .. })

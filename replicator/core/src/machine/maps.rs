@@ -1,9 +1,12 @@
-//! The dirty maps while the machine runs: what is applied is noted for every peer that is not known to hold it, and a
-//! checkpoint saves what changed. The order is: disk synced, images written to the copy that does not count, journal
+//! The dirty maps while the machine runs: what is applied is noted for every peer that is not known to hold it and for
+//! every bookmark, and a checkpoint saves what changed. The order is: disk synced, images written to the copy that does not count, journal
 //! synced, superblock.
 
 use alloc::vec::Vec;
 
+use super::bookmark::SavedBookmarks;
+use super::peer::Peer;
+use super::replicas::Presence;
 use super::{Io, Machine};
 use crate::command::Command;
 use crate::disk::layout::MAP_PEERS;
@@ -20,6 +23,8 @@ const PIECE_BYTES: usize = 64 << 10;
 pub(super) struct Saving {
     /// What the superblock will say.
     pub(super) maps: Maps,
+    /// What it will say of the bookmarks.
+    pub(super) bookmarks: SavedBookmarks,
     /// (where on the device, the bytes), not written yet.
     images: Vec<(u64, Vec<u8>)>,
     /// Bytes of the last one that are written.
@@ -40,6 +45,11 @@ enum Stage {
     Done,
 }
 
+/// The peers whose maps are saved.
+fn tracked(peers: &[Peer]) -> impl Iterator<Item = &Peer> {
+    peers.iter().filter(|peer| peer.presence != Presence::Gone).take(MAP_PEERS)
+}
+
 impl Machine {
     /// Learns what peers hold durably, from whom that can be learnt: a Primary from acknowledgements; a Secondary from
     /// `stable`, which every member holds.
@@ -47,7 +57,9 @@ impl Machine {
         let stable = self.stable.min(self.log.last());
         if self.role.is_sequencing() {
             for peer in &mut self.peers {
-                if let Some(durable) = peer.streaming().map(|link| link.ack.durable) {
+                // What a peer gathers it does not hold.
+                let counts = peer.streaming().filter(|link| !link.stages());
+                if let Some(durable) = counts.map(|link| link.ack.durable) {
                     peer.tracker.hold(durable.min(stable));
                 }
             }
@@ -67,8 +79,14 @@ impl Machine {
     /// Notes the batch that was just applied, up to `last`.
     pub(super) fn track_applied(&mut self, last: Sequence) {
         let applied = Base { position: self.log.applied.position, chain: self.log.applied.chain };
-        let Self { peers, apply, .. } = self;
+        let Self { peers, apply, bookmarks, .. } = self;
+        if !bookmarks.is_empty() {
+            apply.each_applied(|extent| bookmarks.note(extent.sequence, extent.start, extent.len));
+        }
         for peer in peers {
+            if peer.presence == Presence::Gone {
+                continue;
+            }
             if peer.tracker.held() < last {
                 apply.each_applied(|extent| peer.tracker.note(extent.sequence, extent.start, extent.len));
             }
@@ -81,7 +99,7 @@ impl Machine {
         let mut maps = *maps;
         let old = maps.slots;
         maps.slots = Default::default();
-        for (slot, peer) in maps.slots.iter_mut().zip(&self.peers) {
+        for (slot, peer) in maps.slots.iter_mut().zip(tracked(&self.peers)) {
             let node = peer.config.node;
             let image_bytes = old.iter().find(|old| old.node == Some(node)).map_or(0, |old| old.image_bytes);
             *slot = peer.tracker.head(node, image_bytes);
@@ -99,15 +117,18 @@ impl Machine {
     /// Begins to save the maps, if one changed; says whether something has to be written.
     pub(super) fn begin_saving_maps(&mut self) -> bool {
         self.peers.iter_mut().for_each(|peer| peer.tracker.fold_recent());
-        let mut tracked = self.peers.iter().take(MAP_PEERS).zip(&self.meta.current.maps.slots);
-        if tracked.all(|(peer, slot)| !peer.tracker.changed && slot.node == Some(peer.config.node)) {
+        let is_saved = tracked(&self.peers)
+            .zip(&self.meta.current.maps.slots)
+            .all(|(peer, slot)| !peer.tracker.changed && slot.node == Some(peer.config.node));
+        if is_saved && !self.bookmarks.changed && !self.want_bookmarks_saved() {
             self.meta.current.maps = self.map_heads(&self.meta.current.maps);
             return false;
         }
         let old = &self.meta.current.maps;
         let mut maps = Maps { copy: 1 - old.copy, generation: old.generation + 1, ..Maps::default() };
         let mut images = Vec::new();
-        for (slot, peer) in self.peers.iter_mut().take(MAP_PEERS).enumerate() {
+        let stays = |peer: &&mut Peer| peer.presence != Presence::Gone;
+        for (slot, peer) in self.peers.iter_mut().filter(stays).take(MAP_PEERS).enumerate() {
             let map = peer.tracker.map();
             let image = if map.is_empty() { Vec::new() } else { map.encode(maps.generation) };
             maps.slots[slot] = peer.tracker.head(peer.config.node, image.len() as u64);
@@ -116,8 +137,9 @@ impl Machine {
                 images.push((self.log.layout.map_at(maps.copy, slot), image));
             }
         }
+        let bookmarks = self.begin_saving_bookmarks(&maps, &mut images);
         let (written, buffer, stage) = (0, None, Stage::Idle);
-        self.saving = Some(Saving { maps, images, written, buffer, stage });
+        self.saving = Some(Saving { maps, bookmarks, images, written, buffer, stage });
         true
     }
 
@@ -167,8 +189,11 @@ impl Machine {
         }
     }
 
-    /// What the superblock may say now, once all images are durable.
-    pub(super) fn take_saved_maps(&mut self) -> Option<Maps> {
-        self.saving.take_if(|saving| saving.stage == Stage::Done).map(|saving| saving.maps)
+    /// Has the superblock say what is saved, once all images are durable; says whether they are.
+    pub(super) fn take_saved_maps(&mut self) -> bool {
+        let Some(saving) = self.saving.take_if(|saving| saving.stage == Stage::Done) else { return false };
+        self.meta.current.maps = saving.maps;
+        self.end_saving_bookmarks(saving.bookmarks);
+        true
     }
 }

@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 use super::Machine;
 use super::greet::Place;
 use super::peer::LinkState;
+use super::replicas::Presence;
 use super::role::RoleState;
 use crate::command::{AdminError, Report};
 use crate::config::{OnPeerLoss, Protocol};
@@ -36,7 +37,7 @@ impl Machine {
     }
 
     /// Stores a new in-sync set. Until that is saved, whoever is in the old or in the new one counts.
-    fn change_members(&mut self, in_sync: NodeSet) {
+    pub(super) fn change_members(&mut self, in_sync: NodeSet) {
         assert!(self.record_change.is_none(), "one change of the record at a time");
         assert!(in_sync.contains(self.config.node), "the Primary is a member");
         let record = self.meta.current.record;
@@ -125,7 +126,7 @@ impl Machine {
             .streaming()
             .is_some_and(|link| link.ack.journaled >= self.committed && link.ack.durable >= self.stable);
         let is_whole = peer.link.as_ref().is_some_and(|link| link.resync.is_none());
-        let is_wanted = peer.config.protocol != Protocol::A;
+        let is_wanted = peer.config.protocol != Protocol::A && peer.presence == Presence::Present;
         let is_counted = peer.pending || self.meta.current.record.in_sync.contains(peer.config.node);
         is_wanted && is_level && is_whole && !is_counted
     }

@@ -24,6 +24,7 @@ use crate::command::{Command, Report, RequestError};
 use crate::dirty::{BLOCK_BYTES, WORD_BLOCKS, WORD_BYTES};
 use crate::disk::superblock::DiskState;
 use crate::event::IoResult;
+use crate::sums::Sum;
 use crate::units::{Buffer, Instant, LinkId, NodeId, NodeSet, PAGE_BYTES, RequestId, Span};
 use crate::wire::message::Message;
 use crate::wire::visit::{Fetch, Fetched};
@@ -43,6 +44,8 @@ struct Job {
     since: Instant,
     /// Memory to write it from.
     page: Option<Buffer>,
+    /// Of what is being written.
+    sum: Sum,
     /// What overlaps it is not sequenced.
     is_held: bool,
     /// Those that could not answer.
@@ -114,7 +117,8 @@ impl Machine {
             return;
         }
         let (stage, since, page, is_held, asked) = (Stage::Waiting, self.now, None, false, NodeSet(0));
-        self.mends.jobs.push(Job { block, of, stage, since, page, is_held, asked });
+        let sum = Sum::UNKNOWN;
+        self.mends.jobs.push(Job { block, of, stage, since, page, sum, is_held, asked });
     }
 
     /// Blocks that are being mended.
@@ -132,7 +136,7 @@ impl Machine {
     pub(super) fn mend_for_source(&mut self, target: usize, read: &BlockRead) -> bool {
         let able = self.can_mend(Some(target));
         if able {
-            self.note_unreadable(read.word, read.bad);
+            self.note_bad(read);
             each_bit(read.bad).for_each(|bit| self.mend(read.word * WORD_BLOCKS + u64::from(bit), None));
         }
         able
@@ -140,7 +144,8 @@ impl Machine {
 
     /// A client's read failed: what of it cannot be read is mended, then it is done again.
     pub(super) fn wound(&mut self, request: RequestId, offset: u64, destination: Span, tries: u32) {
-        if tries >= TRIES_MAX || !self.can_mend(None) {
+        // A checksum may have been asked too early: then nothing is bad, and nobody else is needed.
+        if tries >= TRIES_MAX || !(self.can_mend(None) || self.at_rest.is_some()) {
             return self.complete(request, Err(RequestError::Device));
         }
         let end = offset + destination.len as u64;
@@ -162,7 +167,7 @@ impl Machine {
         if !self.role.is_serving() {
             return;
         }
-        self.note_unreadable(read.word, read.bad);
+        self.note_bad(&read);
         let bad: Vec<u64> = each_bit(read.bad).map(|bit| read.word * WORD_BLOCKS + u64::from(bit)).collect();
         bad.iter().for_each(|block| self.mend(*block, None));
         for wounded in &mut self.mends.wounded {
@@ -173,12 +178,22 @@ impl Machine {
         }
     }
 
-    pub(super) fn pump_mends(&mut self, arena: &mut [u8]) {
+    /// Looks for what cannot be read, or is not what it should be, when nothing is on its way to the disk.
+    pub(super) fn pump_probes(&mut self) {
         while let Some((word, bits)) = self.mends.probes.front().copied() {
+            let (from, to) = (word * WORD_BYTES, (word + 1) * WORD_BYTES);
+            let is_open = self.apply.is_between_batches() && !self.is_mending(from, to);
+            // What a checksum speaks against is looked at once nothing changes it.
+            if self.at_rest.is_some() && !is_open {
+                break;
+            }
             let Some(buffer) = self.take_block_buffer() else { break };
             self.mends.probes.pop_front();
-            self.begin_block_read(BlockRead::new(Reader::Probe, word, bits, buffer));
+            self.begin_block_read(BlockRead::new(Reader::Probe, word, bits, buffer, self.volume_bytes()));
         }
+    }
+
+    pub(super) fn pump_mends(&mut self, arena: &mut [u8]) {
         if self.role.is_serving() {
             for at in (0..self.mends.jobs.len().min(UNDER_WAY_MAX)).rev() {
                 self.advance_mend(at, arena);
@@ -206,13 +221,25 @@ impl Machine {
                     self.mends.jobs[at].stage = Stage::Waiting;
                 }
             }
-            Stage::Fetched { node, bytes } => {
+            Stage::Fetched { bytes, .. } => {
+                let (block, sum) = (job.block, Sum::of(job.block, bytes));
+                let (from, to) = range_of(block);
+                if self.blocks_are_read(from, to)
+                    || !self.may_bypass_bookmarks()
+                    || !self.may_overwrite(block, sum)
+                {
+                    return;
+                }
+                let job = &mut self.mends.jobs[at];
+                let Stage::Fetched { node, bytes } = &mut job.stage else { unreachable!("looked at") };
                 let (node, bytes) = (*node, core::mem::take(bytes));
+                job.sum = sum;
                 job.stage = Stage::Writing { node };
                 let (block, page) = (job.block, job.page.expect("it was taken before it was asked for"));
                 let span = Span { start: page.start(), len: bytes.len() };
                 arena[span.range()].copy_from_slice(&bytes);
                 let offset = block * BLOCK_BYTES;
+                self.note_bypass(offset, span.len as u64);
                 self.push(Command::WriteDisk { token: Io::Mend.token(block), offset, span });
             }
             Stage::Writing { .. } => {}
@@ -276,6 +303,7 @@ impl Machine {
         let is_short = result.is_err_and(|errno| errno.is_no_space());
         let is_done = !is_short && self.device_ok("writing the disk", result);
         if is_done {
+            self.note_sum(block, self.mends.jobs[at].sum);
             self.counters.mended_blocks += 1;
             self.report(Report::Mended { block, from: node });
         }
@@ -287,6 +315,12 @@ impl Machine {
 
     fn end_mend(&mut self, at: usize, is_done: bool) {
         let job = self.mends.jobs.swap_remove(at);
+        self.end_overwrite(job.block);
+        if is_done {
+            self.push_to_all(job.asked, job.block);
+        } else {
+            self.drop_pushes(job.block);
+        }
         job.page.into_iter().for_each(|page| self.pool.give(page));
         for wounded in &mut self.mends.wounded {
             let before = wounded.blocks.len();

@@ -74,7 +74,12 @@ impl Machine {
         assert!(submitted.sequence > saved.sequence && submitted.promised >= saved.promised);
         let is_later = submitted.record.order() >= saved.record.order();
         assert!(is_later || submitted.discards > saved.discards, "a record is replaced only by a later one");
+        let old_bytes = saved.volume_bytes;
         self.meta.saved = *submitted;
+        let bytes = self.meta.saved.volume_bytes;
+        if bytes != old_bytes {
+            self.push(Command::VolumeSize { bytes });
+        }
         self.persist.saved_mark = self.persist.saved_mark.max(self.meta.saved.stable);
     }
 }

@@ -10,8 +10,12 @@
 //!     checkpoint, superblock              role      begin and end a reign, stop
 //!     promote an operator's promotion     members   who is in sync
 //!     managed what an orchestrator asks   lease     until when clients are answered
+//!     grow    the volume's size           replicas which ones there are
 //!     maps    what peers may lack         source    a Primary sends blocks; target: a Secondary takes them
+//!     bookmark    what changed since named points
+//!     stage   it gathers them first       replay    what it gathered is put in place
 //!     verify  a Primary compares copies   visit     a Secondary answers; mend: what cannot be read is fetched
+//!     sums    checksums of blocks at rest scrub     a replica reads all it has; push: blocks that others want
 //! ```
 //!
 //! Duties of a driver:
@@ -24,7 +28,9 @@
 
 mod admit;
 mod apply;
+mod batch_sums;
 mod block_read;
+mod bookmark;
 mod checkpoint;
 mod commit;
 mod discard;
@@ -33,6 +39,7 @@ mod fork;
 mod freeze;
 mod gather;
 mod greet;
+mod grow;
 mod lease;
 mod managed;
 mod maps;
@@ -43,12 +50,18 @@ mod peer;
 mod persist;
 mod promote;
 mod proof;
+mod push;
 mod read;
+mod replay;
+mod replicas;
 mod report;
 mod resolve;
 mod role;
+mod scrub;
 mod source;
+mod stage;
 mod stream;
+mod sums;
 mod target;
 mod verify;
 mod visit;
@@ -59,6 +72,7 @@ use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use crate::bookmarks::Bookmarks;
 use crate::command::{Command, Report};
 use crate::config::Config;
 use crate::dirty::DirtyMap;
@@ -72,15 +86,19 @@ use crate::pace::Pace;
 use crate::pool::Pool;
 use crate::recovery::{Recovered, new_tracker};
 use crate::status::Counters;
+use crate::sums::Sums;
 use crate::units::{AdminId, Buffer, Instant, LinkId, NodeId, PAGE_BYTES, RequestId, Sequence, Token};
 use crate::wire::envelope::Envelope;
 
 use apply::Apply;
+use batch_sums::EDGE_PAGES;
 use block_read::BlockRead;
+use bookmark::BookmarkAsk;
 use checkpoint::Checkpoint;
 use discard::Discard;
 use freeze::Freeze;
 use gather::Gather;
+use grow::Grow;
 use managed::Confirmation;
 use maps::Saving;
 use mend::Mends;
@@ -88,9 +106,14 @@ use meta::Meta;
 use peer::{Link, Peer};
 use persist::Persist;
 use proof::ProofRead;
+use push::Push;
 use read::Reads;
+use replay::Replay;
 use resolve::Resolve;
 use role::RoleState;
+use scrub::Scrub;
+use stage::StageIo;
+use sums::AtRest;
 use target::{Intake, Placing};
 use verify::Verify;
 use visit::{Found, Mending, Visits};
@@ -161,6 +184,12 @@ pub struct Machine {
     block_reads: Vec<Option<BlockRead>>,
     /// Blocks that come in.
     intake: Option<Box<Intake>>,
+    /// Writes of what is gathered behind the log.
+    stage_io: StageIo,
+    /// The last attempt to gather did not fit.
+    stage_unfit: bool,
+    /// Gathered blocks that are being put in place.
+    replay: Option<Box<Replay>>,
     /// Blocks that are being written in place.
     placing: Option<Placing>,
     /// The session whose blocks are being synced, and up to which item.
@@ -169,6 +198,14 @@ pub struct Machine {
     drain_sync: Option<LinkId>,
     /// Dirty maps that are being saved.
     saving: Option<Saving>,
+    /// Named points in the past, with what changed here since.
+    bookmarks: Bookmarks,
+    /// Whom to answer when a change of them is saved.
+    bookmark_asks: Vec<BookmarkAsk>,
+    /// Superblock sequence that says that stored maps of bookmarks are behind, if it is said.
+    bookmarks_behind_at: u64,
+    /// Writes in place so far that no entry of the log says, but for those of a resync.
+    bypasses: u64,
     /// The verify under way, or the last one.
     verify: Option<Box<Verify>>,
     /// A piece of the ring that is being read for it.
@@ -185,6 +222,13 @@ pub struct Machine {
     found: Option<Box<Found>>,
     /// Blocks that are fetched from a peer since they cannot be believed here, and reads that wait for them.
     mends: Mends,
+    /// Checksums of the blocks at rest, if there are any, and memory for the rests of blocks.
+    at_rest: Option<Box<AtRest>>,
+    edge_pages: Option<Buffer>,
+    /// The scrub under way, or the last one.
+    scrub: Option<Box<Scrub>>,
+    /// Blocks that are bad at a peer and are sent there.
+    pushes: Vec<Push>,
     /// The data here is about to be discarded, or that is being stored.
     discard: Option<Discard>,
     /// I/O that does not end.
@@ -201,6 +245,8 @@ pub struct Machine {
     freeze: Option<Freeze>,
     /// Frames below this number, beyond the limit, have given up their memory.
     frozen_released: u64,
+    /// The volume's size at the end of the log, and its growth.
+    grow: Grow,
     /// What a wall clock showed when the driver's clock was 0, in milliseconds since 1970; 0 if not known.
     wall_zero_ms: u64,
     /// A device failed since this process began: what was under way may be lost.
@@ -237,6 +283,16 @@ enum Io {
     VerifySync = 21,
     Proof = 22,
     Branch = 23,
+    SumsRead = 24,
+    SumsWrite = 25,
+    SumsSync = 26,
+    Edge = 27,
+    StageWrite = 28,
+    StageSync = 29,
+    ReplayRead = 30,
+    ReplayWrite = 31,
+    ReplaySync = 32,
+    Grow = 33,
 }
 
 impl Io {
@@ -264,6 +320,21 @@ impl Machine {
         );
         let mut pool = Pool::new(config.arena_bytes);
         let reserve = pool.take(FRAME_BYTES_MAX).expect("the arena is new");
+        let (at_rest, edge_pages) = if recovered.superblock.sums {
+            let (replica, volume_bytes) = (recovered.superblock.replica, recovered.superblock.volume_bytes);
+            let sums = Sums::new(replica, volume_bytes, config.sum_pages_max);
+            let at_rest = AtRest::new(sums, &mut pool);
+            (Some(Box::new(at_rest)), pool.take(EDGE_PAGES * PAGE_BYTES))
+        } else {
+            (None, None)
+        };
+        let gathered = recovered.superblock.gathered;
+        let replay =
+            gathered.filter(|_| recovered.superblock.disk_state == DiskState::Inconsistent).map(|gathered| {
+                let buffer = Replay::take_buffer(&mut pool).expect("the arena is new");
+                Box::new(Replay::new(gathered, buffer))
+            });
+        let lost_bookmarks = recovered.bookmarks.is_none();
         let mut trackers = recovered.trackers;
         let (layout, superblock) = (recovered.log.layout, &recovered.superblock);
         let peers = config.peers.iter().map(|peer| {
@@ -319,10 +390,17 @@ impl Machine {
             pace: Pace::new(now),
             block_reads: Vec::new(),
             intake: None,
+            stage_io: StageIo::default(),
+            stage_unfit: false,
+            replay,
             placing: None,
             intake_sync: None,
             drain_sync: None,
             saving: None,
+            bookmarks: recovered.bookmarks.unwrap_or_default(),
+            bookmark_asks: Vec::new(),
+            bookmarks_behind_at: 0,
+            bypasses: 0,
             verify: None,
             proof_read: None,
             verifies: 0,
@@ -331,14 +409,19 @@ impl Machine {
             visit_sync: false,
             found: None,
             mends: Mends::default(),
+            at_rest,
+            edge_pages,
+            scrub: None,
+            pushes: Vec::new(),
             discard: None,
-            watch: Watch::new(now),
+            watch: Watch::new(config.disk_timeout_ms, now),
             resolve: None,
             diverged: diverged.take(),
             branch_failure: None,
             discards_of: None,
             freeze,
             frozen_released: 0,
+            grow: Grow::new(recovered.sizes, config.disk_bytes),
             wall_zero_ms: 0,
             has_failed: false,
             frozen: None,
@@ -351,6 +434,9 @@ impl Machine {
         };
         if machine.meta.current.yields {
             machine.resolve = Some(Box::new(Resolve::waiting(machine.empty_map())));
+        }
+        if lost_bookmarks {
+            machine.lose_bookmarks();
         }
         machine.pump_meta();
         machine
@@ -400,19 +486,36 @@ impl Machine {
     fn on_completion(&mut self, event: Event<'_>, arena: &mut [u8]) {
         self.watch.end(&event, self.now);
         match event {
+            Event::JournalWritten { token, result } if Io::SumsWrite.is(token) => {
+                self.on_sums_written(token, result);
+            }
             Event::JournalWritten { token, result } => self.on_journal_written(token, result),
             Event::JournalSynced { token, result } if Io::MapSync.is(token) => self.on_map_synced(result),
+            Event::JournalSynced { token, result } if Io::SumsSync.is(token) => self.on_sums_synced(result),
+            Event::JournalSynced { token, result } if Io::StageSync.is(token) => self.on_stage_synced(result),
             Event::JournalSynced { result, .. } => self.on_journal_synced(result),
             Event::JournalRead { token, result } if Io::Load.is(token) => {
                 self.on_loaded(token, result, arena);
             }
+            Event::JournalRead { token, result } if Io::ReplayRead.is(token) => {
+                self.on_gathered_read(result, arena);
+            }
             Event::JournalRead { token, result } if Io::Proof.is(token) => self.on_proof_read(result, arena),
+            Event::JournalRead { token, result } if Io::SumsRead.is(token) => {
+                self.on_sums_read(token, result, arena);
+            }
             Event::JournalRead { token, result } => self.on_chunk_read(token, result),
             Event::DiskRead { token, result } if Io::BlockRead.is(token) => {
                 self.on_block_read(index_of(token), result, arena);
             }
-            Event::DiskRead { token, result } => self.on_disk_read(token, result),
+            Event::DiskRead { token, result } if Io::Edge.is(token) => {
+                self.on_edge_read(token, result, arena);
+            }
+            Event::DiskRead { token, result } => self.on_disk_read(token, result, arena),
             Event::DiskWritten { token, result } if Io::Place.is(token) => self.on_placed_write(result),
+            Event::DiskWritten { token, result } if Io::ReplayWrite.is(token) => {
+                self.on_gathered_written(result);
+            }
             Event::DiskWritten { token, result } if Io::Mend.is(token) => {
                 self.on_mended(index_of(token), result);
             }
@@ -422,11 +525,13 @@ impl Machine {
                 self.on_verify_synced(result);
             }
             Event::DiskWritten { result, .. } => self.on_disk_written(result),
+            Event::DiskSynced { token, result } if Io::ReplaySync.is(token) => self.on_replay_synced(result),
             Event::DiskSynced { token, result } if Io::IntakeSync.is(token) => self.on_intake_synced(result),
             Event::DiskSynced { token, result } if Io::DrainSync.is(token) => self.on_drained(result),
             Event::DiskSynced { result, .. } => self.on_disk_synced(result),
             Event::SuperblockWritten { result, .. } => self.on_superblock_written(result),
             Event::BranchKept { token, result } => self.on_branch_kept(token, result),
+            Event::DiskGrown { token, result } => self.on_disk_grown(token, result),
             other => unreachable!("handled by the caller: {other:?}"),
         }
     }
@@ -443,10 +548,17 @@ impl Machine {
             | AdminAction::Lease { .. }
             | AdminAction::Release => self.on_managed(id, action),
             AdminAction::Verify { repair, trust } => self.on_verify(id, repair, trust),
+            AdminAction::Grow { bytes } => self.on_grow(id, bytes),
+            AdminAction::AddReplica(peer) => self.on_add_replica(id, peer),
+            AdminAction::RemoveReplica { node } => self.on_remove_replica(id, node),
             AdminAction::StopVerify => self.on_stop_verify(id),
+            AdminAction::Scrub => self.on_scrub(id),
+            AdminAction::StopScrub => self.on_stop_scrub(id),
             AdminAction::Resolve { discard } => self.on_resolve(id, discard),
             AdminAction::FreezeApply => self.on_freeze(id),
             AdminAction::Thaw => self.on_thaw(id),
+            AdminAction::AddBookmark { name } => self.on_add_bookmark(id, name),
+            AdminAction::DeleteBookmark { name } => self.on_delete_bookmark(id, name),
             AdminAction::Stop => self.on_stop(id),
         }
     }
@@ -478,12 +590,20 @@ impl Machine {
         self.advance_discard();
         self.advance_resolve();
         self.advance_freeze();
+        self.advance_grow(arena);
+        self.advance_replicas();
+        self.answer_bookmarks();
         self.write_mark(arena);
         self.pump_persist();
         self.track_held();
+        self.pump_sums(arena);
+        self.pump_probes();
+        self.pump_scrub();
         self.pump_apply(arena);
         self.pump_checkpoint(arena);
         self.pump_peers(arena);
+        self.pump_pushes(arena);
+        self.move_sums(arena);
         self.pump_meta();
         self.check_invariants();
     }
@@ -492,8 +612,15 @@ impl Machine {
     #[must_use]
     pub fn next_timeout(&self) -> Option<Instant> {
         let peers = self.peers.iter().filter_map(|peer| peer.next_timeout(&self.config));
-        let resync =
-            [self.source_due(), self.intake_due(), self.verify_due(), self.mend_due(), self.disks_due()];
+        let resync = [
+            self.source_due(),
+            self.intake_due(),
+            self.verify_due(),
+            self.mend_due(),
+            self.scrub_due(),
+            self.push_due(),
+            self.disks_due(),
+        ];
         let resync = resync.into_iter().flatten().min();
         let own = [
             self.persist.due(),
@@ -501,6 +628,8 @@ impl Machine {
             self.shrink_due(),
             self.lease_due(),
             self.apply.retry_due(),
+            self.replay_due(),
+            self.grow.due(),
             resync,
         ];
         peers.chain(own.into_iter().flatten()).min()

@@ -9,6 +9,8 @@
 //!    |                       +--> Awaiting --start--> Cutting --saved--> Following
 //!    |                                                   | the log begins anew  ^ saved
 //!    |                                                   +--> Draining --> Jumping
+//!    |                                                           |            ^ all is gathered
+//!    |                                                           +--> Staging
 //!    +--- from any of them; and from any of them --> Closing
 //! ```
 
@@ -23,6 +25,7 @@ use crate::units::{Buffer, Chain, Instant, LinkId, RingOffset, Sequence, Token};
 use crate::wire::message::{Ack, Hello, Resync};
 
 use super::fork::Fork;
+use super::replicas::Presence;
 use super::resolve::Told;
 use super::source::Source;
 
@@ -53,6 +56,11 @@ pub(super) enum LinkState {
         /// Whether the disk is being synced.
         is_syncing: bool,
     },
+    /// What I have is kept for now, and what comes is gathered behind it.
+    Staging {
+        /// Superblock sequence that calls what will be gathered cut.
+        saved: u64,
+    },
     /// My log begins anew, at a point of its log; that is being stored.
     Jumping {
         /// Superblock sequence that will hold it.
@@ -72,6 +80,7 @@ impl LinkState {
             Self::Awaiting
                 | Self::Cutting { .. }
                 | Self::Draining { .. }
+                | Self::Staging { .. }
                 | Self::Jumping { .. }
                 | Self::Following
         )
@@ -84,7 +93,8 @@ impl LinkState {
             (Self::Greeting | Self::Idle, Self::Idle | Self::Starting | Self::Awaiting) => true,
             (Self::Starting, Self::Streaming) | (Self::Awaiting, Self::Cutting { .. }) => true,
             (Self::Cutting { .. }, Self::Cutting { .. } | Self::Following | Self::Draining { .. }) => true,
-            (Self::Draining { .. }, Self::Draining { .. } | Self::Jumping { .. }) => true,
+            (Self::Draining { .. }, Self::Draining { .. } | Self::Staging { .. }) => true,
+            (Self::Draining { .. } | Self::Staging { .. }, Self::Jumping { .. }) => true,
             (Self::Jumping { .. }, Self::Following) => true,
             _ => false,
         }
@@ -192,6 +202,17 @@ impl Link {
         }
     }
 
+    /// As source: whether the peer gathers what it is sent, so that nothing of it counts yet.
+    pub(super) fn stages(&self) -> bool {
+        self.resync.as_ref().is_some_and(|source| source.staged.is_some())
+    }
+
+    /// As source: whether it gathers blocks, and the stream waits.
+    pub(super) fn stages_blocks(&self) -> bool {
+        let staged = self.resync.as_ref().and_then(|source| source.staged.as_ref());
+        staged.is_some_and(|staged| !staged.streams)
+    }
+
     /// The only place that changes the state.
     pub(super) fn become_state(&mut self, next: LinkState) {
         assert!(self.state.may_become(next), "a link goes from {:?} to {next:?}", self.state);
@@ -208,6 +229,7 @@ impl Link {
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) config: PeerConfig,
+    pub(super) presence: Presence,
     pub(super) link: Option<Link>,
     /// Why nothing but an operator helps.
     pub(super) standalone: Option<String>,
@@ -221,12 +243,27 @@ pub(super) struct Peer {
     pub(super) lost_since: Instant,
     /// What it may lack.
     pub(super) tracker: Tracker,
+    /// The journal here did not reach back far enough while it gathered the stream: next time it does not gather.
+    pub(super) overtaken: bool,
 }
 
 impl Peer {
     pub(super) fn new(config: PeerConfig, tracker: Tracker, now: Instant) -> Self {
         let (link, standalone, fork, seen_primary) = (None, None, None, None);
-        Self { config, link, standalone, fork, seen_primary, pending: false, lost_since: now, tracker }
+        let (pending, lost_since, overtaken) = (false, now, false);
+        let presence = Presence::Present;
+        Self {
+            config,
+            presence,
+            link,
+            standalone,
+            fork,
+            seen_primary,
+            pending,
+            lost_since,
+            tracker,
+            overtaken,
+        }
     }
 
     /// What it acknowledged in the stream under way; nothing if there is none.

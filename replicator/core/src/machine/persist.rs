@@ -69,6 +69,8 @@ impl Machine {
     pub(super) fn on_journal_written(&mut self, token: Token, result: IoResult) {
         if Io::MapWrite.is(token) {
             self.on_map_written(result);
+        } else if Io::StageWrite.is(token) {
+            self.on_stage_written(token, result);
         } else if self.device_ok("writing the journal", result) {
             self.log.mark_written(index_of(token));
         }
@@ -97,8 +99,7 @@ impl Machine {
         if self.is_failed() || !(due || hurry) || !self.needs_mark() || self.log.has_unwritten() {
             return;
         }
-        let tail = self.meta.saved.tail.ring_offset;
-        if self.log.place(tail, FRAME_HEADER_BYTES as u64, true).is_none() {
+        if self.ring_place(FRAME_HEADER_BYTES as u64, true).is_none() {
             return;
         }
         let Some(buffer) = self.pool.take(FRAME_HEADER_BYTES) else { return };

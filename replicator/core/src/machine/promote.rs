@@ -170,7 +170,8 @@ impl Machine {
                 self.seal_answers.push((node, attempt, saved));
                 continue;
             }
-            let index = self.peer_index(node).expect("a peer asked");
+            // Whoever asked may have been let go meanwhile.
+            let Some(index) = self.peer_index(node) else { continue };
             if self.peers[index].link.as_ref().is_some_and(|link| link.state == LinkState::Idle) {
                 self.send_sealed(index, attempt, true);
             }
@@ -288,9 +289,13 @@ impl Machine {
         // What is applied anywhere, every member has: one that lacks it has lost what it promised.
         let applied = self.log.applied.position.sequence;
         let keeps = |answer: &Sealed| answer.head.position.sequence >= applied;
+        // Who gives up what it has follows nobody before it is told what changed here, which only a Primary that serves
+        // does: as a member it would be waited for, and wait.
+        let stays = |node: NodeId| !self.yields(node);
         let better = attempt.answers.iter().find(|(node, answer)| {
             let more = answer.proven || answer.head.position > self.log.head.position;
             record.in_sync.contains(*node)
+                && stays(*node)
                 && usable(answer)
                 && keeps(answer)
                 && (!is_member || (more && !self.meta.saved.proven))
@@ -306,7 +311,7 @@ impl Machine {
         }
         let mut in_sync = NodeSet::only(self.config.node);
         for (node, answer) in &attempt.answers {
-            if record.in_sync.contains(*node) && usable(answer) && keeps(answer) {
+            if record.in_sync.contains(*node) && stays(*node) && usable(answer) && keeps(answer) {
                 in_sync = in_sync.with(*node);
             }
         }

@@ -163,8 +163,8 @@ impl Machine {
                             let length = usize::try_from(entry.length).expect("within a frame");
                             Some(&here[from..from + length])
                         }
-                        EntryKind::Trim | EntryKind::Zeroes => None,
-                        EntryKind::EpochStart | EntryKind::Resize => continue,
+                        EntryKind::Trim | EntryKind::Zeroes | EntryKind::Resize => None,
+                        EntryKind::EpochStart => continue,
                     };
                     for clue in &mut verify.clues {
                         clue.note(Sequence(sequence), entry.offset, entry.length, bytes);

@@ -2,7 +2,9 @@
 
 use super::Machine;
 use super::peer::LinkState;
+use super::replicas::Presence;
 use super::role::RoleState;
+use crate::bookmarks::BookmarkStatus;
 use crate::status::{Connection, PeerStatus, Role, Status};
 use crate::units::PAGE_BYTES;
 
@@ -11,8 +13,10 @@ impl Machine {
     #[must_use]
     pub fn status(&self) -> Status {
         let (meta, log) = (&self.meta, &self.log);
+        let present = |index: &usize| self.peers[*index].presence != Presence::Gone;
         Status {
             node: self.config.node,
+            replica: meta.saved.replica,
             role: if self.has_begun() { Role::Primary } else { Role::Secondary },
             serving: self.is_serving(),
             frozen: self.frozen.clone(),
@@ -21,9 +25,12 @@ impl Machine {
             wish: self.wish(),
             disk_state: meta.current.disk_state,
             suspect: meta.current.suspect,
-            disk_full: self.apply.waits_for_space() || self.intake_waits_for_space(),
+            disk_full: self.apply.waits_for_space()
+                || self.intake_waits_for_space()
+                || self.replay_due().is_some(),
             proven: meta.current.proven,
             export_generation: meta.saved.export_generation,
+            sessions: self.sessions(),
             volume_bytes: meta.saved.volume_bytes,
             block_bytes: meta.saved.block_bytes,
             record: meta.saved.record,
@@ -41,12 +48,16 @@ impl Machine {
             arena_bytes: self.config.arena_bytes as u64,
             superblock_repairs: meta.current.repairs,
             verify: self.verify_status(),
+            sums: self.sums_status(),
+            scrub: self.scrub_status(),
             found_blocks: self.found_blocks(),
             branching: self.branching(),
             branch_failure: self.branch_failure(),
             discards_of: self.discards_of,
             freeze: self.freeze_status(),
-            peers: (0..self.peers.len()).map(|index| self.peer_status(index)).collect(),
+            bookmarks: self.bookmarks.list().iter().map(BookmarkStatus::from).collect(),
+            staged: self.staged_status(),
+            peers: (0..self.peers.len()).filter(present).map(|index| self.peer_status(index)).collect(),
             counters: self.counters,
         }
     }
@@ -61,6 +72,7 @@ impl Machine {
     fn peer_status(&self, index: usize) -> PeerStatus {
         let peer = &self.peers[index];
         let hello = peer.link.as_ref().and_then(|link| link.hello.as_ref());
+        let ping_ms = self.config.ping_interval_ms;
         let role = |primary| if primary { Role::Primary } else { Role::Secondary };
         PeerStatus {
             node: peer.config.node,
@@ -70,7 +82,9 @@ impl Machine {
             role: hello.map(|hello| role(hello.primary)),
             disk_state: hello.map(|hello| hello.disk_state),
             member: self.meta.saved.record.in_sync.contains(peer.config.node),
+            answers: peer.link.as_ref().is_some_and(|link| self.now < link.heard_at.plus_ms(2 * ping_ms)),
             ack: peer.ack(),
+            lag_bytes: peer.streaming().and_then(|link| self.log.bytes_behind(link.ack.journaled)),
             resync: self.progress(index),
             dirty_blocks: peer.tracker.map().dirty_blocks(),
             fork: peer.fork.as_ref().map(|fork| fork.status),
@@ -92,6 +106,7 @@ impl Machine {
                 | LinkState::Awaiting
                 | LinkState::Cutting { .. }
                 | LinkState::Draining { .. }
+                | LinkState::Staging { .. }
                 | LinkState::Jumping { .. },
                 _,
             )) => Connection::CatchUp,

@@ -119,6 +119,11 @@ impl Machine {
             format!("{node} is no replica of this volume")
         } else if self.fork_with(node).is_none() {
             format!("no fork between this replica and {node} is known here")
+        } else if self.config.managed && self.fork_with(node).is_some_and(|fork| fork.is_later) {
+            format!(
+                "{node} knows a later reign than this replica, and the configuration manager counts on it: give up the \
+                 data here, or promote this replica with --force first"
+            )
         } else if current.disk_state != DiskState::UpToDate || current.suspect || current.yields {
             String::from(
                 "the copy here is not one that could stay: it is not UpToDate, or gives up its own data",
@@ -148,6 +153,11 @@ impl Machine {
             Some(
                 "no other UpToDate copy is known here that parted from this one: this may be the only one; connect the other replica first",
             )
+        } else if self.is_counted_on() {
+            Some(
+                "the configuration manager counts on this copy, and on no other that is connected: give up the data of \
+                 the other side, or promote that one with --force first",
+            )
         } else if self.meta.current.disk_state != DiskState::UpToDate
             || self.has_failed
             || self.discard.is_some()
@@ -175,8 +185,17 @@ impl Machine {
         )));
     }
 
+    /// Whether a configuration manager has this copy in its newest set, as far as anybody here knows. It makes nobody else
+    /// Primary: were this one given up, nobody would ever serve again.
+    fn is_counted_on(&self) -> bool {
+        let is_member = self.meta.current.record.in_sync.contains(self.config.node);
+        let is_later = |fork: &super::fork::Fork| fork.is_usable && fork.is_later;
+        let is_old = self.peers.iter().filter_map(|peer| peer.fork.as_ref()).any(is_later);
+        self.config.managed && is_member && !is_old
+    }
+
     pub(super) fn empty_map(&self) -> DirtyMap {
-        DirtyMap::new(self.meta.current.volume_bytes, self.log.layout.map_bytes)
+        DirtyMap::new(self.volume_bytes(), self.log.layout.map_bytes)
     }
 
     /// Whether new connections would only be in the way: what a hello says is about to be no longer so.

@@ -148,7 +148,9 @@ impl Machine {
         let applied = self.log.applied.position.sequence;
         let ready = self.stable >= start
             && applied >= self.recovered_end
-            && self.log.unapplied_entries() <= ENTRIES_UNAPPLIED_MAX / 2;
+            && self.log.unapplied_entries() <= ENTRIES_UNAPPLIED_MAX / 2
+            // Clients that saw the new size must not find the old one.
+            && !self.is_growing();
         if ready {
             self.overlay.clear();
             self.overlay_through = applied;
@@ -192,8 +194,7 @@ impl Machine {
     /// Appends the entry that begins the reign; `None` if there is no memory for it yet.
     fn open_epoch(&mut self, arena: &mut [u8]) -> Option<Sequence> {
         let record = self.meta.saved.record;
-        let tail = self.meta.saved.tail.ring_offset;
-        self.log.place(tail, FRAME_HEADER_BYTES as u64, true)?;
+        self.ring_place(FRAME_HEADER_BYTES as u64, true)?;
         let buffer = self.pool.take(FRAME_HEADER_BYTES)?;
         let first = self.log.last().next();
         let chain_before = self.log.head.chain;
@@ -279,6 +280,9 @@ impl Machine {
         if sequencing {
             self.fail_waiting();
             self.end_mends();
+            self.end_growing(
+                "this node is no longer Primary; `holdfast status` there says which size the volume has",
+            );
             self.interrupt_verify("this node is no longer Primary");
             self.overlay.clear();
             self.frozen = None;

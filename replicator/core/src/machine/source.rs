@@ -14,6 +14,7 @@
 
 use alloc::boxed::Box;
 use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use xxhash_rust::xxh3::xxh3_128;
@@ -25,12 +26,12 @@ use super::greet::Place;
 use super::peer::LinkState;
 use super::{Io, Machine};
 use crate::command::{Command, Report};
-use crate::dirty::{WORD_BLOCKS, WORD_BYTES};
+use crate::dirty::{BLOCK_BYTES, DirtyMap, WORD_BLOCKS, WORD_BYTES};
 use crate::disk::superblock::DiskState;
 use crate::frame::Entry;
 use crate::limits::{ITEMS_UNDURABLE_MAX, ITEMS_WAITING_MAX};
 use crate::status::Progress;
-use crate::tracker::{Base, CopyId};
+use crate::tracker::{Base, CopyId, Tracker};
 use crate::units::{Buffer, Instant, PAGE_BYTES, Sequence, Span, Token};
 use crate::wire::blocks::BlocksHeader;
 use crate::wire::envelope::MessageKind;
@@ -55,8 +56,22 @@ pub(super) struct Source {
     written: u64,
     /// It was told that this was all.
     is_finishing: bool,
+    /// The target gathers what is sent; what is left to send to it then.
+    pub(super) staged: Option<Staging>,
     /// When it began, and how many blocks were dirty then.
     pub(super) began: (Instant, u64),
+}
+
+/// The resync of a peer that gathers. The map says what it lacks as if it were not there: nothing of what it gathers
+/// counts before it has switched.
+#[derive(Debug)]
+pub(super) struct Staging {
+    /// Blocks that are still to be sent.
+    todo: DirtyMap,
+    /// The newest point of an item.
+    point: Sequence,
+    /// All blocks are sent, and the stream follows.
+    pub(super) streams: bool,
 }
 
 /// One word's blocks on their way.
@@ -85,6 +100,11 @@ enum Stage {
 }
 
 impl Source {
+    /// The blocks that are to be sent.
+    fn todo<'a>(&'a self, tracker: &'a Tracker) -> &'a DirtyMap {
+        self.staged.as_ref().map_or(tracker.map(), |staged| &staged.todo)
+    }
+
     /// The memory of what is held, as it ends. One that is being read into is given back when that ends.
     pub(super) fn held_buffers(&self) -> Vec<Buffer> {
         let waiting = self.items.iter().filter(|item| item.stage == Stage::Waiting);
@@ -99,10 +119,15 @@ impl Source {
 
 /// The token of a send of blocks names their buffer.
 fn token_of(buffer: Buffer) -> Token {
-    Io::SendBlocks.token(u64::from(buffer.page) << 16 | u64::from(buffer.pages))
+    Io::SendBlocks.token(buffer_index(buffer))
 }
 
-/// The buffer that [`token_of`] named.
+/// A buffer as a token names it.
+pub(super) fn buffer_index(buffer: Buffer) -> u64 {
+    u64::from(buffer.page) << 16 | u64::from(buffer.pages)
+}
+
+/// The buffer that a token names.
 pub(super) fn buffer_of(token: Token) -> Buffer {
     let narrow = |n: u64| u32::try_from(n).expect("it was put in as 32 bits");
     let index = super::index_of(token);
@@ -134,6 +159,10 @@ impl Machine {
             history.truncate(jump.position.sequence);
         }
         let now = self.now;
+        let is_sound = hello.disk_state == DiskState::UpToDate && !hello.diverges && !hello.yields;
+        let is_counted = self.counted().contains(hello.node) || self.peers[index].overtaken;
+        let blocks = self.peers[index].tracker.dirty_blocks().max(1);
+        let stageable_blocks = if is_sound && !is_counted && jump.is_some() { blocks } else { 0 };
         let link = self.link_mut(place);
         if let Some(jump) = jump {
             link.next = jump.position.sequence.next();
@@ -149,12 +178,43 @@ impl Machine {
             sent: 0,
             written: 0,
             is_finishing: false,
+            staged: None,
             began,
         }));
         let node = self.peers[index].config.node;
         let kind = if is_covered { "dirty blocks" } else { "full, by comparison" };
         self.report(Report::Peer { node, text: format!("resync begins: {kind}") });
-        self.send(place, Message::Resync(Resync { start, is_full: !is_covered, jump, history }), false);
+        let is_full = !is_covered;
+        let resync = Resync { start, is_full, jump, history, stageable_blocks };
+        self.send(place, Message::Resync(resync), false);
+    }
+
+    /// The target gathers. Its map stays as it is until it has switched.
+    pub(super) fn on_staging(&mut self, index: usize) {
+        let place = Place::Peer(index);
+        let (now, node) = (self.now, self.peers[index].config.node);
+        let is_counted = self.counted().contains(node);
+        let link = self.link_mut(place);
+        let begins = link.state == LinkState::Starting && link.resync.is_some() && !is_counted;
+        if !begins {
+            return self.close(place, "it gathers what it may not gather", true);
+        }
+        let mut todo = self.peers[index].tracker.map().clone();
+        let link = self.link_mut(place);
+        link.become_state(LinkState::Streaming);
+        let point = link.next.previous();
+        let source = link.resync.as_deref_mut().expect("looked at above");
+        if !source.is_covered {
+            todo.set_all();
+        }
+        source.began = (now, todo.dirty_blocks());
+        source.staged = Some(Staging { todo, point, streams: false });
+        let record = self.meta.saved.record;
+        self.send(place, Message::Record(record), false);
+        self.report(Report::Peer {
+            node,
+            text: String::from("it gathers the blocks before it gives up what it has"),
+        });
     }
 
     /// The peer acknowledged the beginning of its stream: from here on it is known what it lacks.
@@ -210,7 +270,7 @@ impl Machine {
             let plenty = plenty || source.items.is_empty();
             let full = source.items.len() >= ITEMS_WAITING_MAX
                 || peer.tracker.undurable_items() >= ITEMS_UNDURABLE_MAX;
-            let map = peer.tracker.map();
+            let map = source.todo(&peer.tracker);
             let next = map.next_word(source.cursor).or_else(|| map.next_word(0));
             let Some(word) = next.filter(|_| !full && plenty) else { return };
             let busy = peer.tracker.is_sent(word) || source.items.iter().any(|item| item.word == word);
@@ -229,8 +289,12 @@ impl Machine {
                 return;
             }
             let peer = &mut self.peers[index];
-            let bits = peer.tracker.map().word(word);
             let source = peer.link.as_mut().and_then(|link| link.resync.as_deref_mut()).expect("as above");
+            let bits = source.todo(&peer.tracker).word(word);
+            if let Some(staged) = source.staged.as_mut() {
+                // Once is enough: what is written there later is in the stream.
+                staged.todo.clear_word(word, bits);
+            }
             source.cursor = word + 1;
             let stage = if source.compares { Stage::Asked } else { Stage::Waiting };
             source.items.push(Item { word, bits, stage, hashes: None, since: now, held: None });
@@ -258,8 +322,9 @@ impl Machine {
     fn read_item(&mut self, index: usize, word: u64, arena: &[u8]) {
         let now = self.now;
         let link = self.peers[index].link.as_ref().expect("the caller has it");
-        let (id, session, is_level) = (link.id, link.session, link.next > self.log.applied.position.sequence);
+        let (id, session) = (link.id, link.session);
         let source = link.resync.as_ref().expect("the caller has it");
+        let is_level = source.staged.is_some() || link.next > self.log.applied.position.sequence;
         let item = source.items.iter().find(|item| item.word == word).expect("the caller has it");
         let bits = item.bits;
         let late = now >= item.since.plus_ms(HOLD_AFTER_MS);
@@ -279,7 +344,7 @@ impl Machine {
             item.held = Some(buffer);
             return;
         }
-        let read = BlockRead::new(Reader::Source(id, session), word, bits, buffer);
+        let read = BlockRead::new(Reader::Source(id, session), word, bits, buffer, self.volume_bytes());
         let source = self.source_mut(index).expect("as above");
         let item = source.items.iter_mut().find(|item| item.word == word).expect("as above");
         item.stage = Stage::Reading;
@@ -323,8 +388,17 @@ impl Machine {
         let place = Place::Peer(index);
         if read.bad != 0 && !self.mend_for_source(index, &read) {
             self.pool.give(read.buffer);
-            let reason = "blocks that it needs cannot be read here, and no other replica has them";
-            return self.close(place, reason, true);
+            // Not tried again at once: only what is written anew, or another replica that returns, changes this.
+            let bad = read.bad.trailing_zeros();
+            let block = read.word * WORD_BLOCKS + u64::from(bad);
+            return self.refuse(
+                place,
+                format!(
+                    "the Secondary needs blocks that the Primary cannot read and no connected replica has, the first at byte \
+                     {}: bring another copy back, or write them anew over the volume; it is tried again by itself",
+                    block * BLOCK_BYTES
+                ),
+            );
         }
         let start = read.word * WORD_BYTES;
         let point = self.log.applied.position.sequence;
@@ -335,8 +409,9 @@ impl Machine {
             return self.pool.give(read.buffer);
         }
         let link = self.link_mut(place);
-        let is_level = link.next > point;
+        let next = link.next;
         let source = link.resync.as_deref_mut().expect("looked at above");
+        let is_level = source.staged.is_some() || next > point;
         let item = source.items.iter_mut().find(|item| item.word == read.word).expect("it waits for this");
         if overlapped || !is_level || read.bad != 0 {
             item.stage = Stage::Waiting;
@@ -359,7 +434,11 @@ impl Machine {
             payload_crc: 0,
         };
         let payload = self.pack(header, read, hashes.as_deref(), arena);
-        self.peers[index].tracker.note_sent(number, read.word, read.bits);
+        let source = self.source_mut(index).expect("looked at above");
+        match source.staged.as_mut() {
+            Some(staged) => staged.point = staged.point.max(point),
+            None => self.peers[index].tracker.note_sent(number, read.word, read.bits),
+        }
         let total = PAGE_BYTES + payload.next_multiple_of(PAGE_BYTES);
         let buffer = self.pool.shrink(read.buffer, total);
         self.counters.resync_bytes += payload as u64;
@@ -374,11 +453,10 @@ impl Machine {
         hashes: Option<&Hashes>,
         arena: &mut [u8],
     ) -> usize {
-        let volume_bytes = self.meta.saved.volume_bytes;
         let start = read.buffer.start() + PAGE_BYTES;
         let mut end = start;
         for (rank, bit) in each_bit(read.bits).enumerate() {
-            let span = read.block(bit, volume_bytes);
+            let span = read.block(bit);
             let bytes = &arena[span.range()];
             let is_same = hashes.is_some_and(|hashes| hashes.hashes[rank] == xxh3_128(bytes));
             if is_same {
@@ -425,26 +503,48 @@ impl Machine {
         }
         source.written = written;
         source.items.retain(|item| !matches!(item.stage, Stage::Sent(number) if number <= written));
-        self.peers[index].tracker.note_durable(durable);
+        let is_staged = source.staged.is_some();
+        let stable = self.stable;
+        let held = self.link_mut(Place::Peer(index)).ack.durable.min(stable);
+        if !is_staged {
+            self.peers[index].tracker.note_durable(durable);
+        }
         if !is_done {
             return;
         }
         let peer = &mut self.peers[index];
+        peer.overtaken = false;
         let (node, link) = (peer.config.node, peer.link.as_mut().expect("it has a resync"));
         link.resync = None;
         if let Some(hello) = link.hello.as_mut() {
             (hello.disk_state, hello.suspect) = (DiskState::UpToDate, false);
         }
-        peer.tracker.finish_resync();
+        if is_staged {
+            // What was said while it switched it did not hear.
+            (link.told, link.mark_due) = ((Sequence(0), Sequence(0)), None);
+            peer.tracker.begin_stream(held);
+            let record = self.meta.saved.record;
+            self.send(Place::Peer(index), Message::Record(record), false);
+        } else {
+            peer.tracker.finish_resync();
+        }
         self.report(Report::Peer { node, text: format!("resync is done: {}", DiskState::UpToDate) });
     }
 
-    /// Says that this was all, when everything is durable there.
+    /// Says that this was all, when everything is durable there, or gathered.
     fn finish_source(&mut self, index: usize) {
         let peer = &mut self.peers[index];
-        let source = peer.link.as_mut().and_then(|link| link.resync.as_deref_mut()).expect("looked at");
-        let done = peer.tracker.map().is_empty() && source.items.is_empty() && !source.is_finishing;
-        if done {
+        let link = peer.link.as_mut().expect("looked at");
+        let (next, source) = (link.next, link.resync.as_deref_mut().expect("looked at"));
+        let is_sent = source.todo(&peer.tracker).is_empty() && source.items.is_empty();
+        let is_level = match source.staged.as_mut() {
+            Some(staged) => {
+                staged.streams = is_sent;
+                next > staged.point
+            }
+            None => true,
+        };
+        if is_sent && is_level && !source.is_finishing {
             source.is_finishing = true;
             self.send(Place::Peer(index), Message::Finish, false);
         }
@@ -453,10 +553,12 @@ impl Machine {
     /// How far the resync of a peer has come, if one is under way.
     pub(super) fn progress(&self, index: usize) -> Option<Progress> {
         let peer = &self.peers[index];
-        let (at, blocks) = peer.link.as_ref()?.resync.as_ref()?.began;
+        let source = peer.link.as_ref()?.resync.as_ref()?;
+        let (at, blocks) = source.began;
         Some(Progress {
             blocks,
-            left_blocks: peer.tracker.map().dirty_blocks(),
+            left_blocks: source.todo(&peer.tracker).dirty_blocks(),
+            is_staged: source.staged.is_some(),
             elapsed_ms: self.now.0.saturating_sub(at.0) / 1_000_000,
             allowed_rate: self.pace.rate(),
         })
@@ -472,7 +574,7 @@ impl Machine {
             let source = link.resync.as_ref()?;
             let held = source.items.iter().filter(|item| item.stage == Stage::Waiting && item.held.is_none());
             let holds = held.map(|item| item.since.plus_ms(HOLD_AFTER_MS)).min();
-            let more = source.items.len() < ITEMS_WAITING_MAX && !peer.tracker.map().is_empty();
+            let more = source.items.len() < ITEMS_WAITING_MAX && !source.todo(&peer.tracker).is_empty();
             let starts = more.then(|| self.pace.due());
             holds.into_iter().chain(starts).min()
         };

@@ -105,6 +105,7 @@ impl Machine {
     /// Sends what each peer may be sent now.
     pub(super) fn pump_peers(&mut self, arena: &mut [u8]) {
         self.check_links();
+        self.pump_replay();
         self.pump_intake();
         self.pump_visits(arena);
         for index in 0..self.peers.len() {
@@ -120,6 +121,7 @@ impl Machine {
                 }
                 Some(LinkState::Cutting { .. }) => self.advance_cut(index),
                 Some(LinkState::Draining { .. }) => self.drain(index),
+                Some(LinkState::Staging { saved }) => self.begin_stage(index, saved),
                 Some(LinkState::Jumping { saved }) if self.meta.is_saved(saved) && !self.is_failed() => {
                     self.begin_following(index);
                 }
@@ -136,9 +138,10 @@ impl Machine {
     /// Sends one frame, if there is one and the window is open.
     fn send_next(&mut self, index: usize, arena: &mut [u8]) -> bool {
         let window = self.config.send_window_bytes;
+        let last = self.log.last();
         let link = self.link_mut(Place::Peer(index));
         let next = link.next;
-        if link.in_flight_bytes >= window || next > self.log.last() {
+        if link.in_flight_bytes >= window || next > last || link.stages_blocks() {
             return false;
         }
         let number = self.log.find(next);
@@ -168,7 +171,8 @@ impl Machine {
         let last = self.log.last();
         let link = self.link_mut(Place::Peer(index));
         let idle = |chunk: &Chunk| chunk.holds == 0 && !chunk.reading;
-        if link.next <= last || !link.chunk.as_ref().is_none_or(idle) {
+        // The stream begins when the blocks are sent: till then the ring is kept for it.
+        if link.stages_blocks() || link.next <= last || !link.chunk.as_ref().is_none_or(idle) {
             return;
         }
         link.place = None;
@@ -237,11 +241,7 @@ impl Machine {
                 self.leave_chunk(index, lap)
             }
             Found::Nothing | Found::Broken if next <= self.log.tail().position.sequence => {
-                self.close(
-                    Place::Peer(index),
-                    "overtaken: the journal no longer holds what it needs next",
-                    true,
-                );
+                self.overtake(index);
                 false
             }
             Found::Nothing | Found::Broken => {
@@ -271,8 +271,7 @@ impl Machine {
         let Some(RingPlace { ring_offset: from, chain }) = from.filter(|from| from.ring_offset >= tail)
         else {
             // At its next hello it is brought level by blocks.
-            self.close(Place::Peer(index), "overtaken: the journal no longer holds what it needs next", true);
-            return;
+            return self.overtake(index);
         };
         let to_head = self.log.head.ring_offset.0.saturating_sub(from.0);
         let len = to_head.min(self.log.layout.bytes_to_end(from)).min(CHUNK_BYTES as u64);
@@ -294,6 +293,13 @@ impl Machine {
         let device_offset = self.log.layout.device_offset(from);
         let span = Span { start: buffer.start(), len };
         self.push(Command::ReadJournal { token, device_offset, span });
+    }
+
+    /// The journal no longer holds what a peer needs next.
+    fn overtake(&mut self, index: usize) {
+        let stages = self.link_mut(Place::Peer(index)).stages();
+        self.peers[index].overtaken |= stages;
+        self.close(Place::Peer(index), "overtaken: the journal no longer holds what it needs next", true);
     }
 
     pub(super) fn on_chunk_read(&mut self, token: Token, result: IoResult) {

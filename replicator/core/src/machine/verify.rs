@@ -142,7 +142,7 @@ impl Machine {
         self.verify.as_deref_mut().expect("the caller looked")
     }
 
-    fn is_verifying(&self) -> bool {
+    pub(super) fn is_verifying(&self) -> bool {
         self.verify.as_ref().is_some_and(|verify| !verify.is_over())
     }
 
@@ -155,6 +155,9 @@ impl Machine {
         if self.is_verifying() {
             return self
                 .refuse_admin(id, "a verify is under way; see `holdfast status`, or end it with --stop");
+        }
+        if self.is_growing() {
+            return self.refuse_admin(id, "the volume is growing just now; ask again in a moment");
         }
         let parts: Vec<usize> =
             (0..self.peers.len()).filter(|index| can_answer(&self.peers[*index])).collect();
@@ -169,7 +172,7 @@ impl Machine {
         }
         self.verifies += 1;
         let run = self.meta.saved.record.epoch.0 << 32 | self.verifies;
-        let (volume_bytes, map_bytes) = (self.meta.saved.volume_bytes, self.log.layout.map_bytes);
+        let (volume_bytes, map_bytes) = (self.volume_bytes(), self.log.layout.map_bytes);
         let parts = parts.into_iter().map(|index| {
             let peer = &self.peers[index];
             let link = peer.streaming().expect("it can answer");
@@ -312,7 +315,7 @@ impl Machine {
     }
 
     fn compare(&mut self) {
-        let (now, volume_bytes) = (self.now, self.meta.saved.volume_bytes);
+        let (now, volume_bytes) = (self.now, self.volume_bytes());
         let words = volume_bytes.div_ceil(WORD_BYTES);
         let plenty = self.pool.free_pages() > self.pool.pages() / 4;
         loop {
@@ -479,7 +482,7 @@ impl Machine {
             return;
         }
         item.stage = Stage::Reading;
-        self.begin_block_read(BlockRead::new(Reader::Verify, word, bits, buffer));
+        self.begin_block_read(BlockRead::new(Reader::Verify, word, bits, buffer, self.volume_bytes()));
     }
 
     /// Sends what was read to be compared, if nothing that overlaps it has been sequenced since.
@@ -508,8 +511,7 @@ impl Machine {
             return;
         }
         (item.stage, item.held, item.point, item.not_before) = (Stage::Sent, None, point, now);
-        let volume_bytes = self.meta.saved.volume_bytes;
-        let spans: Vec<_> = each_bit(read.bits).map(|bit| (bit, read.block(bit, volume_bytes))).collect();
+        let spans: Vec<_> = each_bit(read.bits).map(|bit| (bit, read.block(bit))).collect();
         for (hash, (_, span)) in item.hashes.iter_mut().zip(&spans) {
             *hash = xxh3_128(&arena[span.range()]);
         }
@@ -535,7 +537,7 @@ impl Machine {
     /// What cannot be read here is mended, and read again; in the end it is left out.
     fn mend_for_verify(&mut self, at: usize, read: &BlockRead) {
         let able = self.can_mend(None);
-        self.note_unreadable(read.word, read.bad);
+        self.note_bad(read);
         let verify = self.verify_mut();
         let item = &mut verify.items[at];
         item.tries += 1;
@@ -619,7 +621,7 @@ impl Machine {
 
     pub(super) fn verify_status(&self) -> Option<VerifyStatus> {
         let verify = self.verify.as_deref()?;
-        let blocks = self.meta.saved.volume_bytes.div_ceil(BLOCK_BYTES);
+        let blocks = self.volume_bytes().div_ceil(BLOCK_BYTES);
         let (phase, until) = match &verify.phase {
             Phase::Comparing => (VerifyPhase::Comparing, self.now),
             Phase::Proving => (VerifyPhase::Proving, self.now),
@@ -643,6 +645,7 @@ impl Machine {
                 left_blocks: blocks.saturating_sub(verify.checked_blocks + verify.unreadable),
                 elapsed_ms: until.0.saturating_sub(verify.began.0) / 1_000_000,
                 allowed_rate: self.pace.rate(),
+                is_staged: false,
             },
             unreadable_blocks: verify.unreadable,
             peers: peers.collect(),

@@ -19,6 +19,7 @@ use crate::dirty::{BLOCK_BYTES, DirtyMap, WORD_BLOCKS, WORD_BYTES};
 use crate::disk::superblock::DiskState;
 use crate::event::IoResult;
 use crate::limits::VISITS_MAX;
+use crate::sums::Sum;
 use crate::units::{Buffer, LinkId, PAGE_BYTES, Sequence, Span};
 use crate::wire::envelope::Envelope;
 use crate::wire::message::Message;
@@ -70,6 +71,7 @@ pub(super) struct Mending {
     block: u64,
     buffer: Buffer,
     link: LinkId,
+    sum: Sum,
 }
 
 /// What a verify found here.
@@ -110,25 +112,25 @@ impl Machine {
         false
     }
 
-    fn has_block(&self, block: u64) -> bool {
-        block < self.meta.saved.volume_bytes.div_ceil(BLOCK_BYTES)
+    pub(super) fn has_block(&self, block: u64) -> bool {
+        block < self.volume_bytes().div_ceil(BLOCK_BYTES)
     }
 
     /// Bytes of a block: the last one may be a part.
     pub(super) fn block_length(&self, block: u64) -> usize {
-        let left = self.meta.saved.volume_bytes - block * BLOCK_BYTES;
+        let left = self.volume_bytes() - block * BLOCK_BYTES;
         usize::try_from(left.min(BLOCK_BYTES)).expect("a block is small")
     }
 
     pub(super) fn on_check(&mut self, index: usize, envelope: &Envelope, check: Box<Check>) {
-        let valid = valid_bits(check.word, self.meta.saved.volume_bytes);
+        let valid = valid_bits(check.word, self.volume_bytes());
         let is_sound = check.bits != 0 && check.bits & !valid == 0;
         if self.visits_of(index, envelope).is_none() || !self.admit_visit(index, check.point, is_sound) {
             return;
         }
         let (run, number) = (check.run, check.number);
         if self.found.as_ref().is_none_or(|found| found.run != run) {
-            let differs = DirtyMap::new(self.meta.saved.volume_bytes, 2 * self.log.layout.map_bytes);
+            let differs = DirtyMap::new(self.volume_bytes(), 2 * self.log.layout.map_bytes);
             self.found = Some(Box::new(Found { run, differs }));
         }
         let Some(buffer) = self.take_block_buffer() else {
@@ -195,7 +197,11 @@ impl Machine {
             match visit {
                 Visit::Mend(mend, _) => {
                     let (from, to) = (mend.block * BLOCK_BYTES, (mend.block + 1) * BLOCK_BYTES);
+                    let (block, sum) = (mend.block, Sum::of(mend.block, &mend.bytes));
                     if !self.apply.is_idle() || self.blocks_are_read(from, to) {
+                        return;
+                    }
+                    if !self.may_bypass_bookmarks() || !self.may_overwrite(block, sum) {
                         return;
                     }
                     self.begin_mending(arena);
@@ -210,18 +216,25 @@ impl Machine {
                     {
                         return;
                     }
+                    let volume_bytes = self.volume_bytes();
                     let visits = self.visits.as_mut().expect("looked at");
                     match visits.queue.pop_front().expect("looked at") {
                         Visit::Check(check, buffer) => {
                             let reader = Reader::Check(link, session, check.number);
-                            let read = BlockRead::new(reader, check.word, check.bits, buffer);
+                            let read = BlockRead::new(reader, check.word, check.bits, buffer, volume_bytes);
                             visits.comparing.push(check);
                             self.begin_block_read(read);
                         }
                         Visit::Fetch(fetch, buffer) => {
                             let reader = Reader::Fetch(link, session, fetch.number);
                             let (word, bit) = (fetch.block / WORD_BLOCKS, fetch.block % WORD_BLOCKS);
-                            self.begin_block_read(BlockRead::new(reader, word, 1 << bit, buffer));
+                            self.begin_block_read(BlockRead::new(
+                                reader,
+                                word,
+                                1 << bit,
+                                buffer,
+                                volume_bytes,
+                            ));
                         }
                         Visit::Mend(..) => unreachable!("told apart above"),
                     }
@@ -238,19 +251,22 @@ impl Machine {
         visits.is_unsynced = true;
         let span = Span { start: buffer.start(), len: mend.bytes.len() };
         arena[span.range()].copy_from_slice(&mend.bytes);
-        self.mending = Some(Mending { block: mend.block, buffer, link: visits.link });
+        let sum = Sum::of(mend.block, &mend.bytes);
+        self.mending = Some(Mending { block: mend.block, buffer, link: visits.link, sum });
         let offset = mend.block * BLOCK_BYTES;
+        self.note_bypass(offset, span.len as u64);
         self.push(Command::WriteDisk { token: Io::VisitWrite.token(0), offset, span });
     }
 
     pub(super) fn on_visit_written(&mut self, result: IoResult) {
-        let Mending { block, buffer, link } = self.mending.take().expect("a block was being written");
+        let Mending { block, buffer, link, sum } = self.mending.take().expect("a block was being written");
         self.pool.give(buffer);
         // A disk without space keeps what it has: the question behind this finds that out.
         let is_short = result.is_err_and(|errno| errno.is_no_space());
         if is_short || !self.device_ok("writing the disk", result) {
             return;
         }
+        self.note_sum(block, sum);
         self.counters.mended_blocks += 1;
         let from = self.peers.iter().find(|peer| peer.link.as_ref().is_some_and(|of| of.id == link));
         if let Some(from) = from.map(|peer| peer.config.node) {
@@ -273,7 +289,6 @@ impl Machine {
         arena: &[u8],
     ) {
         self.pool.give(read.buffer);
-        let volume_bytes = self.meta.saved.volume_bytes;
         let of = |visits: &&mut Box<Visits>| visits.link == link && visits.session == session;
         let Some(visits) = self.visits.as_mut().filter(of) else { return };
         let Some(at) = visits.comparing.iter().position(|check| check.number == number) else { return };
@@ -290,14 +305,14 @@ impl Machine {
             if read.bad >> bit & 1 == 1 {
                 continue;
             }
-            let mine = xxh3_128(&arena[read.block(bit, volume_bytes).range()]);
+            let mine = xxh3_128(&arena[read.block(bit).range()]);
             if mine != check.hashes[rank] {
                 checked.differs |= 1 << bit;
                 checked.hashes[different] = mine;
                 different += 1;
             }
         }
-        self.note_unreadable(read.word, read.bad);
+        self.note_bad(&read);
         if let Some(found) = self.found.as_mut().filter(|found| found.run == check.run) {
             found.differs.clear_word(check.word, check.bits & !checked.differs);
             each_bit(checked.differs).for_each(|bit| {
@@ -318,20 +333,61 @@ impl Machine {
         arena: &[u8],
     ) {
         self.pool.give(read.buffer);
-        self.note_unreadable(read.word, read.bad);
-        let span = read.block(read.bits.trailing_zeros(), self.meta.saved.volume_bytes);
+        let bit = read.bits.trailing_zeros();
+        let block = read.word * WORD_BLOCKS + u64::from(bit);
+        // Whoever asks does not have it: to ask back would only go to and fro. Once it has it, it sends it.
+        if read.rotten != 0 {
+            self.count_rotten(block);
+        } else if read.bad != 0 {
+            self.count_unreadable(block);
+        }
+        let span = read.block(bit);
         let bytes = (read.bad == 0).then(|| Box::from(&arena[span.range()]));
         if let Some(index) = self.peer_in_session(link, session) {
             self.send(Place::Peer(index), Message::Fetched(Fetched { number, bytes }), false);
         }
     }
 
-    /// Counts blocks of a word that the disk here cannot read.
-    pub(super) fn note_unreadable(&mut self, word: u64, bad: u64) {
-        self.counters.unreadable_blocks += u64::from(bad.count_ones());
-        for bit in each_bit(bad) {
-            self.report(Report::Unreadable { block: word * WORD_BLOCKS + u64::from(bit) });
+    /// Counts blocks of a word that are bad here, and has them written anew by the Primary if it is another one.
+    pub(super) fn note_bad(&mut self, read: &BlockRead) {
+        for bit in each_bit(read.bad) {
+            let block = read.word * WORD_BLOCKS + u64::from(bit);
+            if read.rotten >> bit & 1 == 1 {
+                self.note_rotten(block);
+            } else {
+                self.note_unreadable(block);
+            }
         }
+    }
+
+    /// The disk here cannot read a block.
+    pub(super) fn note_unreadable(&mut self, block: u64) {
+        self.count_unreadable(block);
+        self.ask_for_block(block);
+    }
+
+    /// A block is not what was written there.
+    pub(super) fn note_rotten(&mut self, block: u64) {
+        if self.count_rotten(block) {
+            self.ask_for_block(block);
+        }
+    }
+
+    fn count_unreadable(&mut self, block: u64) {
+        self.counters.unreadable_blocks += 1;
+        self.report(Report::Unreadable { block });
+    }
+
+    /// Says `false` of a copy that is being written anew: there nobody expects what was written.
+    fn count_rotten(&mut self, block: u64) -> bool {
+        if self.meta.current.disk_state != DiskState::UpToDate {
+            return false;
+        }
+        if self.is_newly_bad(block) {
+            self.counters.rotten_blocks += 1;
+            self.report(Report::Rotten { block });
+        }
+        true
     }
 
     /// Blocks here that differ from the Primary's, as the last verify left them.

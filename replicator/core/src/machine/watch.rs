@@ -1,20 +1,19 @@
 //! The watch over I/O that does not end: a disk that answers nothing for too long is treated as one that failed. It
 //! knows nothing of single operations: of each kind, how many are under way, and when one last ended.
 //!
-//! A process that was stopped for a while finds answers that nobody has taken yet. So what is late is looked at again and
-//! again for a while in which the process surely ran.
+//! A process that was stopped for a while finds answers that nobody has taken yet, and a disk that slept beside it. So it
+//! counts only time in which it looked: while something is under way it looks several times within the timeout, and
+//! a longer gap between two looks counts as a short one.
 
 use super::Machine;
 use crate::command::Command;
 use crate::event::{Errno, Event};
 use crate::units::Instant;
 
-/// For so long it is looked at again and again.
-const DOUBT_MS: u64 = 1000;
-/// So often.
-const LOOK_MS: u64 = 200;
-/// Between looks that are further apart the process was stopped, or may have been.
-const GAP_MS: u64 = 500;
+/// Looks within the timeout.
+const LOOKS: u64 = 16;
+/// Looks' distance that a gap between two looks counts for at most.
+const GAP_LOOKS: u64 = 2;
 /// What the kernel says of what took too long.
 const TIMED_OUT: Errno = Errno(110);
 
@@ -31,19 +30,26 @@ const KINDS: [&str; 7] = [
 #[derive(Clone, Copy, Debug)]
 struct Kind {
     under_way: u32,
-    /// When one of them ended, or the first began.
+    /// When one of them ended, or the first began, on the watch's own clock.
     since: Instant,
-    /// When it was found late, and when last since then.
-    doubted: Option<(Instant, Instant)>,
 }
 
 /// I/O under way.
 #[derive(Debug)]
-pub(super) struct Watch([Kind; KINDS.len()]);
+pub(super) struct Watch {
+    kinds: [Kind; KINDS.len()],
+    timeout_ms: u64,
+    /// The watch's own clock: it stands still while nobody looks.
+    clock: Instant,
+    /// When somebody last looked.
+    looked: Instant,
+}
 
 impl Watch {
-    pub(super) fn new(now: Instant) -> Self {
-        Self([Kind { under_way: 0, since: now, doubted: None }; KINDS.len()])
+    /// A watch with this timeout; 0 for one that waits for ever.
+    pub(super) fn new(timeout_ms: u64, now: Instant) -> Self {
+        let kinds = [Kind { under_way: 0, since: now }; KINDS.len()];
+        Self { kinds, timeout_ms, clock: now, looked: now }
     }
 
     /// A command is being taken.
@@ -58,9 +64,10 @@ impl Watch {
             Command::WriteSuperblock { .. } => 6,
             _ => return,
         };
-        let kind = &mut self.0[kind];
+        self.look(now);
+        let kind = &mut self.kinds[kind];
         if kind.under_way == 0 {
-            (kind.since, kind.doubted) = (now, None);
+            kind.since = self.clock;
         }
         kind.under_way += 1;
     }
@@ -77,55 +84,48 @@ impl Watch {
             Event::SuperblockWritten { .. } => 6,
             _ => return,
         };
-        let kind = &mut self.0[kind];
+        self.look(now);
+        let kind = &mut self.kinds[kind];
         kind.under_way = kind.under_way.checked_sub(1).expect("it was begun");
-        (kind.since, kind.doubted) = (now, None);
+        kind.since = self.clock;
+    }
+
+    fn look(&mut self, now: Instant) {
+        let gap = self.looked.plus_ms(GAP_LOOKS * self.timeout_ms / LOOKS).min(now);
+        self.clock.0 += gap.0 - self.looked.0;
+        self.looked = now;
     }
 
     /// When to look next.
-    fn due(&self, timeout_ms: u64) -> Option<Instant> {
-        let busy = self.0.iter().filter(|kind| kind.under_way > 0);
-        let due = |kind: &Kind| match kind.doubted {
-            Some((_, last)) => last.plus_ms(LOOK_MS),
-            None => kind.since.plus_ms(timeout_ms),
-        };
-        busy.map(due).min()
+    fn due(&self) -> Option<Instant> {
+        let is_busy = self.timeout_ms > 0 && self.kinds.iter().any(|kind| kind.under_way > 0);
+        is_busy.then(|| self.looked.plus_ms(self.timeout_ms / LOOKS))
     }
 
     /// The kind of I/O that is late for good.
-    fn late(&mut self, timeout_ms: u64, now: Instant) -> Option<&'static str> {
-        for (kind, what) in self.0.iter_mut().zip(KINDS) {
-            if kind.under_way == 0 || now < kind.since.plus_ms(timeout_ms) {
-                continue;
-            }
-            let first = match kind.doubted {
-                Some((first, last)) if now <= last.plus_ms(GAP_MS) => first,
-                _ => now,
-            };
-            if now >= first.plus_ms(DOUBT_MS) {
-                return Some(what);
-            }
-            kind.doubted = Some((first, now));
+    fn late(&mut self, now: Instant) -> Option<&'static str> {
+        if self.timeout_ms == 0 {
+            return None;
         }
-        None
+        self.look(now);
+        let is_late = |kind: &Kind| kind.under_way > 0 && self.clock >= kind.since.plus_ms(self.timeout_ms);
+        let late = self.kinds.iter().position(is_late)?;
+        Some(KINDS[late])
     }
 }
 
 impl Machine {
     /// Fails the copy if its disk or journal answers nothing any more.
     pub(super) fn check_disks(&mut self) {
-        let (timeout_ms, now) = (self.config.disk_timeout_ms, self.now);
-        if timeout_ms > 0
-            && !self.is_failed()
-            && let Some(what) = self.watch.late(timeout_ms, now)
+        if !self.is_failed()
+            && let Some(what) = self.watch.late(self.now)
         {
             self.fail_device(what, TIMED_OUT);
         }
     }
 
     pub(super) fn disks_due(&self) -> Option<Instant> {
-        let watches = self.config.disk_timeout_ms > 0 && !self.is_failed();
-        watches.then(|| self.watch.due(self.config.disk_timeout_ms)).flatten()
+        if self.is_failed() { None } else { self.watch.due() }
     }
 }
 
@@ -134,30 +134,49 @@ mod tests {
     use super::*;
     use crate::units::Token;
 
+    const SYNC: Command = Command::SyncDisk { token: Token(1) };
+
     fn at(ms: u64) -> Instant {
         Instant(ms * 1_000_000)
     }
 
+    fn watch() -> Watch {
+        let mut watch = Watch::new(1600, at(0));
+        watch.begin(&SYNC, at(10_000));
+        watch
+    }
+
     #[test]
-    fn what_does_not_answer_is_late_after_a_while_in_which_somebody_looked() {
-        let mut watch = Watch::new(at(0));
-        assert_eq!(watch.due(1000), None);
-        watch.begin(&Command::SyncDisk { token: Token(1) }, at(100));
-        assert_eq!(watch.due(1000), Some(at(1100)));
-        assert_eq!(watch.late(1000, at(1099)), None);
-        // The process was stopped: the answer may be there.
-        assert_eq!(watch.late(1000, at(90_000)), None);
-        assert_eq!(watch.due(1000), Some(at(90_200)));
-        // It was stopped again before the next look.
-        assert_eq!(watch.late(1000, at(95_000)), None);
-        assert_eq!(watch.late(1000, at(95_400)), None);
-        watch.end(&Event::DiskSynced { token: Token(1), result: Ok(()) }, at(95_401));
-        assert_eq!((watch.due(1000), watch.late(1000, at(99_000))), (None, None));
-        watch.begin(&Command::SyncDisk { token: Token(2) }, at(100_000));
-        assert_eq!(watch.late(1000, at(101_000)), None);
-        for ms in (101_200..102_000).step_by(200) {
-            assert_eq!(watch.late(1000, at(ms)), None);
+    fn what_does_not_answer_is_late_when_somebody_has_looked_for_the_timeout() {
+        let mut watch = watch();
+        for ms in (10_100..11_600).step_by(100) {
+            assert_eq!(watch.due(), Some(at(ms)));
+            assert_eq!(watch.late(at(ms)), None);
         }
-        assert!(watch.late(1000, at(102_000)).is_some_and(|what| what.contains("syncing the disk")));
+        assert_eq!(watch.late(at(11_599)), None);
+        assert!(watch.late(at(11_600)).is_some_and(|what| what.contains("syncing the disk")));
+    }
+
+    #[test]
+    fn time_in_which_the_process_was_stopped_does_not_count() {
+        let mut watch = watch();
+        // It sleeps, and the disk with it, again and again; each gap counts for two looks.
+        for second in [90, 150, 200, 300, 400, 500, 600] {
+            assert_eq!(watch.late(at(second * 1000)), None);
+        }
+        assert_eq!(watch.late(at(600_199)), None);
+        // An answer that waited is taken late, and what begins then has all its time.
+        watch.end(&Event::DiskSynced { token: Token(1), result: Ok(()) }, at(600_199));
+        assert_eq!((watch.due(), watch.late(at(700_000))), (None, None));
+        watch.begin(&SYNC, at(700_000));
+        assert_eq!(watch.late(at(700_200)), None);
+        assert_eq!(watch.late(at(800_000)), None);
+    }
+
+    #[test]
+    fn without_a_timeout_nothing_is_late() {
+        let mut watch = Watch::new(0, at(0));
+        watch.begin(&SYNC, at(1));
+        assert_eq!((watch.due(), watch.late(at(1_000_000))), (None, None));
     }
 }

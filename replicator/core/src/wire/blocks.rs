@@ -91,11 +91,36 @@ impl BlocksHeader {
         self
     }
 
+    /// Bytes of the item that begins with `page`, if its header is sound.
+    #[must_use]
+    pub fn item_bytes(page: &[u8], volume_bytes: u64) -> Option<usize> {
+        let header = Self::decode_header(page, volume_bytes).ok()?;
+        let payload = payload_bytes(header.word, header.present, volume_bytes);
+        let payload = usize::try_from(payload).expect("a word's blocks");
+        Some(PAGE_BYTES + payload.next_multiple_of(PAGE_BYTES))
+    }
+
     /// Decodes an item of blocks of a volume of `volume_bytes` and checks all of it.
     ///
     /// # Errors
     /// Whatever makes these bytes no such item.
     pub fn decode(bytes: &[u8], volume_bytes: u64) -> Result<Self, BlocksError> {
+        let header = Self::decode_header(bytes, volume_bytes)?;
+        let Self { word, present, payload_crc, .. } = header;
+        let payload = payload_bytes(word, present, volume_bytes);
+        let payload = usize::try_from(payload).expect("a word's blocks");
+        assert!(payload.is_multiple_of(SECTOR_BYTES as usize), "a volume is whole sectors");
+        let body = bytes.get(PAGE_BYTES..PAGE_BYTES + payload).ok_or(BlocksError::Short)?;
+        if bytes.len() != PAGE_BYTES + payload.next_multiple_of(PAGE_BYTES) {
+            return Err(BlocksError::Bounds("length"));
+        }
+        if crc32fast::hash(body) != payload_crc {
+            return Err(BlocksError::Crc);
+        }
+        Ok(header)
+    }
+
+    fn decode_header(bytes: &[u8], volume_bytes: u64) -> Result<Self, BlocksError> {
         let page = bytes.get(..PAGE_BYTES).ok_or(BlocksError::Short)?;
         let mut reader = Reader::new(page);
         if reader.u64()? != MAGIC {
@@ -115,16 +140,6 @@ impl BlocksHeader {
         }
         if runs(word, all, volume_bytes).any(|(_, length)| length == 0) || all_end(word, all) > volume_bytes {
             return Err(BlocksError::Bounds("range"));
-        }
-        let payload = payload_bytes(word, present, volume_bytes);
-        let payload = usize::try_from(payload).expect("a word's blocks");
-        assert!(payload.is_multiple_of(SECTOR_BYTES as usize), "a volume is whole sectors");
-        let body = bytes.get(PAGE_BYTES..PAGE_BYTES + payload).ok_or(BlocksError::Short)?;
-        if bytes.len() != PAGE_BYTES + payload.next_multiple_of(PAGE_BYTES) {
-            return Err(BlocksError::Bounds("length"));
-        }
-        if crc32fast::hash(body) != payload_crc {
-            return Err(BlocksError::Crc);
         }
         Ok(header)
     }

@@ -10,7 +10,7 @@ const MAGIC: u32 = u32::from_le_bytes(*b"HFm1");
 /// Bytes of an envelope.
 pub const ENVELOPE_BYTES: usize = 96;
 /// Version of the wire format; see the history in `docs/formats.md`.
-pub const WIRE_VERSION: u16 = 3;
+pub const WIRE_VERSION: u16 = 5;
 
 /// What the body is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +48,8 @@ pub enum MessageKind {
     Placed = 15,
     /// Source to target: that was all.
     Finish = 16,
+    /// Target to source: blocks and stream are gathered here, and count when all are.
+    Staging = 17,
     /// Primary to replica: what these blocks hold here; compare.
     Check = 40,
     /// Replica to primary: what came of it.
@@ -58,8 +60,14 @@ pub enum MessageKind {
     Fetch = 43,
     /// Replica to primary: this.
     Fetched = 44,
+    /// Replica to primary: this block is bad here; send it.
+    Ask = 45,
     /// Both ways: blocks that changed here since the common point of two logs that parted.
     Changed = 50,
+    /// Primary to replica: have room for a volume of this size.
+    Grow = 60,
+    /// Replica to primary: there is room, or why not.
+    Grown = 61,
 }
 
 impl MessageKind {
@@ -81,12 +89,16 @@ impl MessageKind {
             14 => Self::Blocks,
             15 => Self::Placed,
             16 => Self::Finish,
+            17 => Self::Staging,
             40 => Self::Check,
             41 => Self::Checked,
             42 => Self::Mend,
             43 => Self::Fetch,
             44 => Self::Fetched,
+            45 => Self::Ask,
             50 => Self::Changed,
+            60 => Self::Grow,
+            61 => Self::Grown,
             _ => return None,
         })
     }

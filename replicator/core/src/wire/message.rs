@@ -178,6 +178,8 @@ pub struct Resync {
     pub jump: Option<Base>,
     /// The reigns up to there.
     pub history: History,
+    /// Blocks that will be looked at, if the target may gather them before it gives up what it has; 0 if it may not.
+    pub stageable_blocks: u64,
 }
 
 /// What some blocks of a word hold.
@@ -234,6 +236,8 @@ pub enum Message {
     },
     /// No body.
     Finish,
+    /// No body.
+    Staging,
     /// See [`Check`].
     Check(Box<Check>),
     /// See [`Checked`].
@@ -244,8 +248,25 @@ pub enum Message {
     Fetch(Fetch),
     /// See [`Fetched`].
     Fetched(Fetched),
+    /// A block is bad at the sender, and wanted.
+    Ask {
+        /// Which block of 4096 bytes.
+        block: u64,
+    },
     /// See [`Changed`].
     Changed(Changed),
+    /// Have room for a volume of this size.
+    Grow {
+        /// How many bytes.
+        bytes: u64,
+    },
+    /// Whether there is room.
+    Grown {
+        /// For how many bytes.
+        bytes: u64,
+        /// Why not; empty if there is.
+        reason: String,
+    },
 }
 
 /// Why bytes are not the body they should be.
@@ -293,12 +314,16 @@ impl Message {
             Self::Hashes(_) => MessageKind::Hashes,
             Self::Placed { .. } => MessageKind::Placed,
             Self::Finish => MessageKind::Finish,
+            Self::Staging => MessageKind::Staging,
             Self::Check(_) => MessageKind::Check,
             Self::Checked(_) => MessageKind::Checked,
             Self::Mend(_) => MessageKind::Mend,
             Self::Fetch(_) => MessageKind::Fetch,
             Self::Fetched(_) => MessageKind::Fetched,
+            Self::Ask { .. } => MessageKind::Ask,
             Self::Changed(_) => MessageKind::Changed,
+            Self::Grow { .. } => MessageKind::Grow,
+            Self::Grown { .. } => MessageKind::Grown,
         }
     }
 
@@ -317,9 +342,13 @@ impl Message {
             }
             Self::Sealed(sealed) => sealed.encode(&mut writer),
             Self::Record(record) => record.encode(&mut writer),
-            Self::Refuse(reason) => {
-                let bytes = &reason.as_bytes()[..reason.floor_char_boundary(1024)];
-                writer.raw(bytes);
+            Self::Refuse(reason) => write_text(&mut writer, reason),
+            Self::Grow { bytes } => {
+                writer.u64(*bytes);
+            }
+            Self::Grown { bytes, reason } => {
+                writer.u64(*bytes);
+                write_text(&mut writer, reason);
             }
             Self::Compare { word, bits } => {
                 writer.u64(*word).u64(*bits);
@@ -338,8 +367,11 @@ impl Message {
             Self::Mend(mend) => mend.encode(&mut writer),
             Self::Fetch(fetch) => fetch.encode(&mut writer),
             Self::Fetched(fetched) => fetched.encode(&mut writer),
+            Self::Ask { block } => {
+                writer.u64(*block);
+            }
             Self::Changed(changed) => changed.encode(&mut writer),
-            Self::Mark | Self::Ping | Self::Finish => {}
+            Self::Mark | Self::Ping | Self::Finish | Self::Staging => {}
         }
         writer.written()
     }
@@ -362,11 +394,13 @@ impl Message {
                 Self::Placed { written, durable, is_done }
             }
             MessageKind::Finish => Self::Finish,
+            MessageKind::Staging => Self::Staging,
             MessageKind::Check => Self::Check(Box::new(Check::decode(&mut reader)?)),
             MessageKind::Checked => Self::Checked(Box::new(Checked::decode(&mut reader)?)),
             MessageKind::Mend => Self::Mend(Mend::decode(&mut reader)?),
             MessageKind::Fetch => Self::Fetch(Fetch::decode(&mut reader)?),
             MessageKind::Fetched => Self::Fetched(Fetched::decode(&mut reader)?),
+            MessageKind::Ask => Self::Ask { block: reader.u64()? },
             MessageKind::Changed => Self::Changed(Changed::decode(&mut reader)?),
             MessageKind::Frame | MessageKind::Blocks => return Err(MessageError::Frame),
             MessageKind::Mark => Self::Mark,
@@ -379,10 +413,11 @@ impl Message {
             MessageKind::Seal => Self::Seal(Seal { attempt: reader.u64()?, epoch: Epoch(reader.u64()?) }),
             MessageKind::Sealed => Self::Sealed(Sealed::decode(&mut reader)?),
             MessageKind::Record => Self::Record(Record::decode(&mut reader)?),
-            MessageKind::Refuse => {
-                let text: String =
-                    String::from_utf8_lossy(body).chars().filter(|c| !c.is_control()).collect();
-                return Ok(Self::Refuse(text));
+            MessageKind::Refuse => return Ok(Self::Refuse(read_text(body))),
+            MessageKind::Grow => Self::Grow { bytes: reader.u64()? },
+            MessageKind::Grown => {
+                let bytes = reader.u64()?;
+                return Ok(Self::Grown { bytes, reason: read_text(&body[8..]) });
             }
             MessageKind::Ping => Self::Ping,
         };
@@ -417,6 +452,14 @@ impl Message {
             _ => Sequence(0),
         }
     }
+}
+
+fn write_text(writer: &mut Writer<'_>, text: &str) {
+    writer.raw(&text.as_bytes()[..text.floor_char_boundary(1024)]);
+}
+
+fn read_text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).chars().filter(|c| !c.is_control()).collect()
 }
 
 impl Hello {
@@ -537,6 +580,7 @@ impl Resync {
         writer.u8(u8::from(self.is_full)).u8(u8::from(self.jump.is_some())).zeros(2);
         writer.u32(u32::try_from(self.history.reigns().len()).expect("bounded"));
         writer.u64(position.epoch.0).u64(position.sequence.0).u128(chain.0);
+        writer.u64(self.stageable_blocks);
         encode_history(&self.history, writer);
     }
 
@@ -547,6 +591,7 @@ impl Resync {
         let count = reader.u32()?;
         let position = Position { epoch: Epoch(reader.u64()?), sequence: Sequence(reader.u64()?) };
         let point = Base { position, chain: Chain(reader.u128()?) };
+        let stageable_blocks = reader.u64()?;
         let jump = jumps.then_some(point);
         let history = decode_history(reader, count)?.ok_or(MessageError::Bounds("history"))?;
         let newest = history.newest().copied().unwrap_or_default();
@@ -556,7 +601,7 @@ impl Resync {
         if position.epoch > start.record.epoch {
             return Err(MessageError::Bounds("position"));
         }
-        Ok(Self { start, is_full, jump, history })
+        Ok(Self { start, is_full, jump, history, stageable_blocks })
     }
 
     fn highest(&self) -> Position {

@@ -3,9 +3,12 @@
 
 use std::path::Path;
 
+use replicator_core::bookmarks::{BookmarkName, Bookmarks, Table};
 use replicator_core::chain;
 use replicator_core::dirty::DirtyMap;
-use replicator_core::disk::superblock::{Cut, DiskState, LogPoint, MapHead, Maps, Record, Superblock};
+use replicator_core::disk::superblock::{
+    Cut, DiskState, Gathered, LogPoint, MapHead, Maps, Record, ScrubRecord, Superblock,
+};
 use replicator_core::frame::{self, Entry, EntryKind, FrameHeader, LocalPart};
 use replicator_core::history::{History, Reign};
 use replicator_core::limits::MESSAGE_BODY_BYTES_MAX;
@@ -116,7 +119,7 @@ fn a_frame_with_each_kind_of_entry() {
         Entry { payload_crc, payload_at: 4608, fua: true, ..plain(EntryKind::Write, 0x0001_0203_0400, 1024) },
         plain(EntryKind::Zeroes, 0x1000, 0x0002_0000),
         plain(EntryKind::Trim, 0x2000, 0x0123_4567_8a00),
-        plain(EntryKind::Resize, 0, 1 << 40),
+        plain(EntryKind::Resize, 1 << 40, 1 << 30),
     ];
     let header = frame::encode(&mut bytes, header(12288, CHAIN), entries.iter());
     frame::encode_local(&mut bytes, &local());
@@ -159,6 +162,7 @@ fn a_superblock() {
         node: NodeId(31),
         replica: REPLICA,
         volume_bytes: 1 << 40,
+        map_bytes: 1 << 24,
         journal_bytes: 1 << 34,
         block_bytes: 4096,
         window_bytes: 256 << 20,
@@ -188,6 +192,12 @@ fn a_superblock() {
         reign_ms: 0x0190_0102_0203,
         frozen_ms: 0x0190_0102_0102,
         branch: Base { position: position(5, 0x0123_4567_7fff), chain: CHAIN },
+        sums: true,
+        bookmark_room: true,
+        bookmarks: true,
+        bookmarks_behind: true,
+        scrub: ScrubRecord { ended_ms: 0x0190_0102_0405, blocks: 0x1000_0000, bad_blocks: 3 },
+        gathered: Some(Gathered { from: RingOffset(0x8_0000), to: RingOffset(0x9_0000), items: 12 }),
         history: history(),
     };
     let stored = golden("superblock", &superblock.encode());
@@ -314,18 +324,32 @@ fn every_message() {
         ("refuse", Message::Refuse("split brain: epoch 7 was opened twice – by two promotions".to_owned())),
         ("empty", Message::Mark),
         ("empty", Message::Ping),
-        ("resync", Message::Resync(Resync { start, is_full: true, jump: Some(jump), history: history() })),
+        (
+            "resync",
+            Message::Resync(Resync {
+                start,
+                is_full: true,
+                jump: Some(jump),
+                history: history(),
+                stageable_blocks: 4711,
+            }),
+        ),
         ("compare", Message::Compare { word: 0x0102_0304, bits: 0x8000_0000_0000_0001 }),
         ("hashes", Message::Hashes(Box::new(hashes))),
         ("placed", Message::Placed { written: 9, durable: 7, is_done: true }),
         ("empty", Message::Finish),
+        ("empty", Message::Staging),
         ("check", Message::Check(Box::new(check))),
         ("checked", Message::Checked(Box::new(checked))),
         ("mend", Message::Mend(Mend { point: check.point, block: 0x0102_0305, bytes: block.clone() })),
+        ("ask", Message::Ask { block: 0x0102_0306 }),
         ("fetch", Message::Fetch(Fetch { number: 8, point: check.point, block: 0x0102_0305 })),
         ("fetched", Message::Fetched(Fetched { number: 8, bytes: Some(block) })),
         ("fetched-not", Message::Fetched(Fetched { number: 8, bytes: None })),
         ("changed", Message::Changed(changed)),
+        ("grow", Message::Grow { bytes: 1 << 41 }),
+        ("grown", Message::Grown { bytes: 1 << 41, reason: String::new() }),
+        ("grown-not", Message::Grown { bytes: 1 << 41, reason: "its disk is full".to_owned() }),
     ];
     for (name, message) in messages {
         let mut bytes = [0; MESSAGE_BODY_BYTES_MAX];
@@ -333,4 +357,20 @@ fn every_message() {
         let stored = golden(&format!("message-{name}"), &bytes[..length]);
         assert_eq!(Message::decode(message.kind(), &stored), Ok(message));
     }
+}
+
+#[test]
+fn a_table_of_bookmarks() {
+    let mut bookmarks = Bookmarks::default();
+    for (name, sequence) in [("monday", 0x0123_4567_8900), ("2026-11-29_a.full", 0x0123_4567_89a0)] {
+        let name = BookmarkName::new(name).unwrap();
+        let empty = DirtyMap::new(1 << 30, 1 << 16);
+        bookmarks.add(name, position(7, sequence), 0x0190_0102_0304, empty).unwrap();
+    }
+    bookmarks.restart(Sequence(0x0123_4567_8955));
+    bookmarks.note(Sequence(0x0123_4567_8980), 1 << 20, 8192);
+    let (table, images) = bookmarks.encode(0x0809);
+    let stored = golden("bookmarks", &table);
+    let lengths: Vec<u64> = images.iter().map(|image| image.len() as u64).collect();
+    assert_eq!(Table::decode(&stored, 0x0809).unwrap().image_bytes().collect::<Vec<_>>(), lengths);
 }

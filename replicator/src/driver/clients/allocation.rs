@@ -25,7 +25,7 @@ pub(super) fn extents(file: BorrowedFd<'_>, kind: Kind, offset: u64, length: u64
             Err(_) => return,
         };
         if data > at {
-            extents.push(Extent { length_bytes: data - at, hole: true, zero: true });
+            extents.push(Extent::allocation(data - at, true, true));
         }
         if data >= end {
             return;
@@ -35,7 +35,7 @@ pub(super) fn extents(file: BorrowedFd<'_>, kind: Kind, offset: u64, length: u64
             return;
         }
         let hole = hole.min(end);
-        extents.push(Extent { length_bytes: hole - data, hole: false, zero: false });
+        extents.push(Extent::allocation(hole - data, false, false));
         at = hole;
     }
 }
@@ -53,8 +53,8 @@ mod tests {
         file.write_all_at(&[1; 65536], 1 << 20).unwrap();
         let mut found = Vec::new();
         extents(file.as_fd(), Kind::File { inode: 0 }, 0, 4 << 20, &mut found);
-        let shape: Vec<(u64, bool)> = found.iter().map(|e| (e.length_bytes, e.hole)).collect();
-        assert_eq!(shape, [(1 << 20, true), (65536, false), ((3 << 20) - 65536, true)]);
+        let run = |length_bytes, hole| Extent::allocation(length_bytes, hole, hole);
+        assert_eq!(found, [run(1 << 20, true), run(65536, false), run((3 << 20) - 65536, true)]);
         found.clear();
         extents(file.as_fd(), Kind::Block, 0, 4 << 20, &mut found);
         assert!(found.is_empty());

@@ -1,17 +1,18 @@
 //! From a request that may be carried out to its reply: events for the machine one way, encoded replies the other.
 
 use nbd_frontend::{
-    Command, ERROR_BYTES_MAX, NbdError, OK_BYTES_MAX, READ_HEADER_BYTES_MAX, ReplyTag, Request,
+    Command, ContextKind, ERROR_BYTES_MAX, NbdError, OK_BYTES_MAX, READ_HEADER_BYTES_MAX, ReplyTag, Request,
 };
 use replicator_core::command::RequestError;
 use replicator_core::event::{Event, ZeroKind};
 use replicator_core::limits::FRAME_PAYLOAD_BYTES_MAX;
-use replicator_core::units::{PAGE_BYTES, RequestId};
+use replicator_core::units::{Instant, PAGE_BYTES, RequestId};
 
-use super::{Clients, Flow, allocation};
+use super::{Clients, Flow, allocation, changes};
 use crate::driver::context::Context;
 use crate::driver::slab::Key;
 use crate::frontend::{Choice, Life, Need, Operation, Read, Stage};
+use crate::latency::Kind;
 
 impl Clients {
     /// Carries out a request that the session has judged.
@@ -22,11 +23,11 @@ impl Clients {
             client.inbox.cautious = false;
         }
         match request.command {
-            Command::Write { fua } => return self.begin_write(key, &request, fua),
+            Command::Write { fua } => return self.begin_write(cx, key, &request, fua),
             Command::Read { .. } => return self.begin_read(cx, key, request),
             Command::Flush if self.is_frozen(key) => self.reply_ok(cx, key, request.tag()),
             Command::Flush => {
-                let operation = self.begin(key, &request);
+                let operation = self.begin(key, &request, cx.now);
                 let request = self.piece(operation);
                 cx.give(Event::Flush { request });
             }
@@ -42,10 +43,17 @@ impl Clients {
     }
 
     /// Takes note of a request that will be answered later.
-    pub(super) fn begin(&mut self, key: Key, request: &Request) -> Key {
+    pub(super) fn begin(&mut self, key: Key, request: &Request, now: Instant) -> Key {
         self.clients.get_mut(key).expect("the caller has it").operations += 1;
+        let kind = match request.command {
+            Command::Read { .. } => Kind::Read,
+            Command::Flush => Kind::Flush,
+            _ => Kind::Write,
+        };
         self.operations.insert(Operation {
             client: key,
+            kind,
+            began: now,
             tag: request.tag(),
             pieces_left: 0,
             pieces: 0,
@@ -61,7 +69,7 @@ impl Clients {
     }
 
     fn begin_zero(&mut self, cx: &mut Context, key: Key, request: &Request, kind: ZeroKind, fua: bool) {
-        let operation = self.begin(key, request);
+        let operation = self.begin(key, request, cx.now);
         let (offset, length) = (request.offset, request.length_bytes);
         let request = self.piece(operation);
         cx.give(Event::Zero { request, offset, length, kind, fua });
@@ -75,7 +83,7 @@ impl Clients {
             self.park(cx, key, Need::Read);
             return Flow::Wait;
         };
-        let operation = self.begin(key, &request);
+        let operation = self.begin(key, &request, cx.now);
         self.clients.get_mut(key).expect("the caller has it").read_bytes += read.buffer_bytes();
         // The machine may complete a piece at once: all are named before the first is handed over.
         let pieces = 1 + read.rest.len();
@@ -127,6 +135,9 @@ impl Clients {
         if client.is_full {
             client.is_full = false;
             self.ready.push(operation.client);
+        }
+        if operation.error.is_none() {
+            cx.latencies.note(operation.kind, operation.began, cx.now);
         }
         match (operation.error, operation.read) {
             (None, None) => self.reply_ok(cx, operation.client, operation.tag),
@@ -180,7 +191,36 @@ impl Clients {
     }
 
     fn reply_status(&mut self, cx: &mut Context, key: Key, request: &Request) {
-        self.extents.clear();
+        let Some(negotiated) = self.clients.get(key).and_then(|client| client.session.negotiated()) else {
+            return;
+        };
+        let (format, contexts) = (negotiated.format, negotiated.contexts.clone());
+        let mut reply = std::mem::take(&mut self.status_reply);
+        reply.clear();
+        for (index, context) in contexts.iter().enumerate() {
+            self.extents.clear();
+            match &context.kind {
+                ContextKind::Allocation => self.find_allocation(cx, key, request),
+                ContextKind::Dirty(bookmark) => {
+                    if let Some(bookmark) = cx.machine.bookmark(bookmark) {
+                        changes::extents(
+                            bookmark.map(),
+                            request.offset,
+                            request.length_bytes,
+                            &mut self.extents,
+                        );
+                    }
+                }
+            }
+            let is_last = index + 1 == contexts.len();
+            format.encode_block_status(request, context, is_last, self.extents.iter().copied(), &mut reply);
+        }
+        self.say(cx, key, &reply);
+        self.status_reply = reply;
+    }
+
+    /// Looks for holes of the disk.
+    fn find_allocation(&mut self, cx: &mut Context, key: Key, request: &Request) {
         // Holes of the disk are holes of the volume only while nothing waits to be applied. To know nothing and
         // say "data" is always right.
         let status = cx.machine.status();
@@ -195,12 +235,6 @@ impl Clients {
                 &mut self.extents,
             );
         }
-        let Some(client) = self.clients.get_mut(key) else { return };
-        let mut reply = std::mem::take(&mut self.status_reply);
-        reply.clear();
-        client.format.encode_block_status(request, self.extents.iter().copied(), &mut reply);
-        self.say(cx, key, &reply);
-        self.status_reply = reply;
     }
 
     fn say(&mut self, cx: &mut Context, key: Key, bytes: &[u8]) {

@@ -3,13 +3,14 @@
 use replicator_core::command::RequestError;
 use replicator_core::event::{Event, ZeroKind};
 use replicator_core::limits::FRAME_PAYLOAD_BYTES_MAX;
-use replicator_core::units::{Buffer, RequestId, Span};
+use replicator_core::units::{Buffer, Instant, RequestId, Span};
 
 use super::{Operation, State, Tag, Ublk};
 use crate::driver::context::Context;
 use crate::driver::slab::Key;
 use crate::driver::waiters::Waiter;
 use crate::frontend::Need;
+use crate::latency::Kind;
 use crate::ublk::spec;
 
 /// Marks the requests of the device among all that the machine is given.
@@ -58,7 +59,7 @@ impl Ublk {
             spec::OPERATION_READ => self.read(cx, request),
             spec::OPERATION_WRITE => self.write(cx, request),
             spec::OPERATION_FLUSH => {
-                let request = self.take(request, 0, None);
+                let request = self.take(cx.now, request, 0, None);
                 cx.give(Event::Flush { request });
             }
             spec::OPERATION_DISCARD => self.zero(cx, request, ZeroKind::Trim),
@@ -76,7 +77,7 @@ impl Ublk {
         let Some(buffer) = buffer else { return self.park(cx, request.tag, Need::Read) };
         let destination = Span { start: buffer.start(), len };
         let offset = request.offset;
-        let request = self.take(request, result_of(len), Some((buffer, len)));
+        let request = self.take(cx.now, request, result_of(len), Some((buffer, len)));
         cx.give(Event::Read { request, offset, destination });
     }
 
@@ -91,19 +92,30 @@ impl Ublk {
             return device.answer(cx, request.tag, -libc::EIO);
         }
         let (offset, fua) = (request.offset, request.fua);
-        let request = self.take(request, result_of(len), None);
+        let request = self.take(cx.now, request, result_of(len), None);
         cx.give(Event::Write { request, offset, payload, fua });
     }
 
     fn zero(&mut self, cx: &mut Context, request: Request, kind: ZeroKind) {
         let Request { offset, len: length, fua, .. } = request;
-        let request = self.take(request, 0, None);
+        let request = self.take(cx.now, request, 0, None);
         cx.give(Event::Zero { request, offset, length, kind, fua });
     }
 
     /// Takes note of a request that the machine is given.
-    fn take(&mut self, request: Request, result: i32, read: Option<(Buffer, usize)>) -> RequestId {
-        let operation = Operation { serial: self.serial, tag: request.tag, result, read };
+    fn take(
+        &mut self,
+        now: Instant,
+        request: Request,
+        result: i32,
+        read: Option<(Buffer, usize)>,
+    ) -> RequestId {
+        let kind = match request.operation {
+            spec::OPERATION_READ => Kind::Read,
+            spec::OPERATION_FLUSH => Kind::Flush,
+            _ => Kind::Write,
+        };
+        let operation = Operation { serial: self.serial, tag: request.tag, kind, began: now, result, read };
         let key = self.operations.insert(operation);
         let device = self.device.as_mut().expect("its request was just read");
         device.tags[usize::from(request.tag)] = Tag::Working(key);
@@ -129,6 +141,9 @@ impl Ublk {
         let index = u32::try_from(request.0 & u64::from(u32::MAX)).expect("masked");
         let key = self.operations.key_at(index).expect("a request is completed once, and while it lasts");
         let operation = self.operations.remove(key).expect("just found");
+        if result.is_ok() {
+            cx.latencies.note(operation.kind, operation.began, cx.now);
+        }
         if operation.serial == self.serial && self.is_at(operation.tag, Tag::Working(key)) {
             self.finish(cx, &operation, key, result);
         }

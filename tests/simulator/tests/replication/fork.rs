@@ -269,3 +269,36 @@ fn a_frozen_secondary_that_is_promoted_thaws_first() {
     connected(&mut world);
     quiet(&mut world);
 }
+
+#[test]
+fn who_gives_up_its_data_is_no_member_that_a_promotion_waits_for() {
+    // Nobody is taken out of a set but by an operator: what waits for a member waits for ever.
+    let setup = Setup { nodes: 3, on_peer_loss: OnPeerLoss::Freeze, ..setup() };
+    let mut world = serving(11, &setup);
+    load(&mut world, 30);
+    quiet(&mut world);
+    world.set_cut(0, 1, true);
+    world.set_cut(1, 2, true);
+    world.run_ms(5000);
+    world.admin(0, AdminAction::Shrink { node: node(1) }).unwrap();
+    world.promote(1, true).unwrap();
+    load_at(&mut world, 0, 20);
+    load_at(&mut world, 1, 20);
+    world.set_cut(0, 1, false);
+    world.set_cut(1, 2, false);
+    world.run_until("the forks are found", |world| {
+        (0..3).all(|n| {
+            world.status(n).is_some_and(|status| status.peers.iter().any(|peer| peer.fork.is_some()))
+        })
+    });
+    // Three operators who do not know of each other.
+    for n in 0..3 {
+        resolve(&mut world, n, n).unwrap();
+    }
+    world.run_ms(30_000);
+    // One of them takes its word back.
+    world.promote(0, true).unwrap();
+    world.run_until("it serves", |world| world.status(0).unwrap().serving);
+    load_at(&mut world, 0, 20);
+    quiet(&mut world);
+}

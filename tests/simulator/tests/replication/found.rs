@@ -1,7 +1,7 @@
 //! What seeds of the simulator found in the code, each as a sentence that must hold.
 
 use holdfast_simulator::disk::SimDisk;
-use holdfast_simulator::node::Io;
+use holdfast_simulator::node::{Io, StartError};
 use holdfast_simulator::world::{Fate, MS, Setup, World};
 use replicator_core::command::AdminError;
 use replicator_core::config::{OnPeerLoss, Protocol};
@@ -9,6 +9,7 @@ use replicator_core::disk::layout::Layout;
 use replicator_core::disk::superblock::{DiskState, Superblock};
 use replicator_core::event::AdminAction;
 use replicator_core::frame::{self, LocalPart};
+use replicator_core::recovery::RecoverError;
 use replicator_core::status::Role;
 use replicator_core::units::{Chain, NodeId, ReignId, RingOffset, Sequence};
 
@@ -64,6 +65,8 @@ fn a_node_that_stores_its_reign_promises_no_later_one() {
     world.run_ms(10_000);
     assert!(world.answer(0, second).expect("an answer").is_err());
     assert!(world.answer(1, first).is_some());
+    let saved = world.ledger.saved(1);
+    assert_eq!((saved.record.reign, saved.promised), (reign, saved.record.epoch));
 }
 
 #[test]
@@ -76,11 +79,11 @@ fn a_member_that_is_refused_again_and_again_is_taken_out_of_the_set() {
     assert_eq!(world.waiting(), 0, "it goes on alone");
 }
 
-/// Node 1 goes on alone and is answered for; node 2 is promoted by force; node 0 tells node 1 of that.
-#[test]
-fn a_record_heard_from_others_does_not_turn_a_fork_into_a_tail() {
+/// Node 0 goes on alone and is answered for; node 2 is promoted by force; node 1 tells node 0 of that, before (`empty`) or
+/// after it follows.
+fn goes_on_alone_and_hears_of_force(seed: u64, empty: bool) -> World {
     let setup = Setup { nodes: 3, on_peer_loss: OnPeerLoss::Continue, ..Setup::default() };
-    let mut world = serving(6, &setup);
+    let mut world = serving(seed, &setup);
     load(&mut world, 20);
     world.run_until("rest", |world| world.is_quiet());
     world.set_cut(0, 1, true);
@@ -95,17 +98,68 @@ fn a_record_heard_from_others_does_not_turn_a_fork_into_a_tail() {
     world.start(1);
     world.start(2);
     world.run_ms(2000);
+    let before = world.status(1).unwrap();
+    world.set_cut(1, 2, empty);
     world.promote(2, true).unwrap();
     load(&mut world, 5);
+    if empty {
+        // All that node 1 has of the new reign is its record.
+        world.set_cut(1, 2, false);
+        world.run_until("the record", |world| world.ledger.saved(1).record.epoch > before.record.epoch);
+        world.set_cut(1, 2, true);
+        assert_eq!(world.status(1).unwrap().head, before.head);
+    }
     // The one that went on alone hears of the new reign from node 1 first.
     world.set_cut(0, 1, false);
     world.start(0);
     world.run_ms(3000);
-    world.set_cut(0, 2, false);
-    world.run_ms(5000);
-    let status = world.status(2).unwrap();
-    let peer = status.peers.iter().find(|peer| peer.node == NodeId(0)).unwrap();
-    assert!(peer.reason.as_ref().is_some_and(|reason| reason.contains("split brain")), "{peer:?}");
+    world
+}
+
+#[test]
+fn a_record_heard_from_others_does_not_turn_a_fork_into_a_tail() {
+    for empty in [false, true] {
+        let mut world = goes_on_alone_and_hears_of_force(6, empty);
+        world.set_cut(0, 2, false);
+        world.run_ms(5000);
+        let status = world.status(2).unwrap();
+        let peer = status.peers.iter().find(|peer| peer.node == NodeId(0)).unwrap();
+        assert!(peer.reason.as_ref().is_some_and(|reason| reason.contains("split brain")), "{peer:?}");
+    }
+}
+
+#[test]
+fn a_promotion_goes_by_the_newest_record_that_an_answer_names() {
+    let mut world = goes_on_alone_and_hears_of_force(6, true);
+    world.kill(2);
+    let refused = world.promote(0, false);
+    assert!(matches!(refused, Err(AdminError::NeedsForce(_))), "{refused:?}");
+}
+
+#[test]
+fn what_was_durable_and_rots_is_not_the_end_of_the_log() {
+    let setup = Setup::default();
+    let layout = Layout::new((setup.sectors * 512) as u64, setup.journal_bytes).unwrap();
+    for node in 0..2 {
+        let mut world = serving(30, &setup);
+        quiet(&mut world);
+        let at = ring_end(&world);
+        for n in 0..4 {
+            world.write(0, n..n + 8, true);
+            world.run_until("the answer", |world| world.waiting() == 0);
+        }
+        quiet(&mut world);
+        let tail = world.ledger.saved(node).tail.ring_offset.0;
+        assert!(tail < at && world.ledger.saved(node).applied_through.ring_offset.0 <= at);
+        world.kill(node);
+        // Their logs do not lie at the same place.
+        world.ledger.distrust(node);
+        for page in 0..8 {
+            world.nodes[node].journal.rot(layout.device_offset(RingOffset(at)) + 4096 * page + 300);
+        }
+        let outcome = world.try_start(node);
+        assert!(matches!(outcome, Err(StartError::Recover(RecoverError::Rot { .. }))), "{outcome:?}");
+    }
 }
 
 /// Node 0, deposed and still Primary, says so on a connection on which it does not know yet who listens.
@@ -452,4 +506,127 @@ fn what_a_failed_sync_forgot_is_written_again_by_the_next_start() {
         quiet(&mut world);
     }
     assert!(forgotten > 2, "{forgotten} seeds");
+}
+
+/// The block is bad in every copy: each asked the other for it.
+#[test]
+fn a_block_that_no_copy_has_is_not_asked_for_again_and_again() {
+    let setup = Setup { nodes: 3, sums: vec![true; 3], sectors: 64, ..Setup::default() };
+    let mut world = serving(20, &setup);
+    world.write(0, 0..64, false);
+    quiet(&mut world);
+    (0..3).for_each(|node| world.rot(node, 2 * 4096 + 5));
+    for node in [2, 1, 0] {
+        world.admin(node, AdminAction::Scrub).unwrap();
+        world.run_ms(10_000);
+        assert!(world.status(node).unwrap().scrub.unwrap().ended.is_some());
+    }
+    let ios = world.ios;
+    world.run_ms(10_000);
+    assert!(world.ios < ios + 100, "{} I/Os at rest", world.ios - ios);
+    let before = world.reads;
+    world.read(0, 16..24);
+    world.run_until("an answer", |world| world.waiting() == 0);
+    assert_eq!(world.reads, before, "it is an error");
+    // What is written whole is right everywhere.
+    world.write(0, 16..24, false);
+    quiet(&mut world);
+}
+
+/// Node 0 is Primary; its block and that of node 2 are bad. Node 0 has it from node 1, and node 2 from node 0.
+#[test]
+fn who_could_not_answer_is_sent_the_block_once_it_is_found() {
+    let setup = Setup { nodes: 3, sums: vec![true; 3], sectors: 64, ..Setup::default() };
+    for seed in 0..6 {
+        let mut world = serving(21 + seed, &setup);
+        world.write(0, 0..64, false);
+        quiet(&mut world);
+        [0, 2].iter().for_each(|node| world.rot(*node, 2 * 4096 + 5));
+        world.read(0, 16..24);
+        world.run_until("the read", |world| world.waiting() == 0);
+        if world.status(2).unwrap().counters.rotten_blocks > 0 {
+            world.run_until("both to be mended", |world| world.disks_are_equal());
+        }
+    }
+}
+
+/// Each of two Primaries was made by force; the reigns of the same number that follow them are not.
+#[test]
+fn reigns_of_one_epoch_behind_a_fork_leave_a_third_replica_with_the_one_it_promised() {
+    let mut world = serving(27, &Setup { nodes: 3, ..Setup::default() });
+    load(&mut world, 10);
+    world.run_until("rest", |world| world.is_quiet());
+    (0..3).for_each(|a| (0..a).for_each(|b| world.set_cut(a, b, true)));
+    world.kill(0);
+    world.start(0);
+    world.promote(0, true).unwrap();
+    world.promote(2, true).unwrap();
+    for node in [0, 2] {
+        world.admin(node, AdminAction::Demote).unwrap();
+        world.run_ms(100);
+        world.promote(node, false).unwrap();
+    }
+    world.admin(2, AdminAction::Demote).unwrap();
+    world.set_cut(1, 2, false);
+    world.run_ms(2000);
+    world.set_cut(0, 1, false);
+    world.run_ms(5000);
+    let status = world.status(0).unwrap();
+    let peer = status.peers.iter().find(|peer| peer.node == NodeId(1)).unwrap();
+    assert!(peer.reason.as_ref().is_some_and(|reason| reason.contains("opened twice")), "{peer:?}");
+    assert!(world.ledger.named_twice_by_force(0, 1));
+}
+
+/// Node 0 is put back to what it was, promoted by force and followed by node 1. Node 2 heard before what was stable.
+#[test]
+fn what_was_stable_is_applied_by_who_did_not_hear_that_it_was_cut_elsewhere() {
+    let mut world = serving(28, &Setup { nodes: 3, sync_interval_ms: 1, ..Setup::default() });
+    load(&mut world, 5);
+    quiet(&mut world);
+    let old = (world.nodes[0].disk.clone(), world.nodes[0].journal.clone());
+    // Node 1 acknowledges, and hears nothing of what that makes stable. Node 2 dies when it would write in place.
+    let write = world.status(0).unwrap().head.sequence.next();
+    world.write(0, 3..4, false);
+    world.run_until("node 1 has it", |world| world.status(1).unwrap().durable >= write);
+    world.routes[0][1].silent = true;
+    world.fates = Box::new(|io, node, _| match io {
+        Io::WriteDisk { .. } if node == 2 => Fate::Kill,
+        _ => Fate::Done,
+    });
+    world.run_until("node 2 would apply it", |world| !world.is_up(2));
+    world.fates = Box::new(|_, _, _| Fate::Done);
+    world.kill(0);
+    (world.nodes[0].disk, world.nodes[0].journal) = old;
+    world.ledger.distrust(0);
+    world.routes[0][1].silent = false;
+    world.set_cut(0, 1, true);
+    world.start(0);
+    world.promote(0, true).unwrap();
+    world.set_cut(0, 1, false);
+    world.run_until("node 1 follows", |world| world.is_level(&[0, 1]));
+    (0..2).for_each(|node| world.set_cut(node, 2, true));
+    world.start(2);
+    world.run_until("node 2 applies it", |world| world.status(2).unwrap().applied >= write);
+}
+
+/// A block of the Primary cannot be read, and the copy that is brought level was the only other one.
+#[test]
+fn what_cannot_be_brought_level_says_why_and_is_not_begun_again_at_once() {
+    let mut world = serving(29, &Setup { sectors: 64, ..Setup::default() });
+    world.write(0, 0..64, false);
+    quiet(&mut world);
+    world.spoil(0, 2 * 4096);
+    world.admin(1, AdminAction::Invalidate).unwrap();
+    world.run_ms(10_000);
+    for (node, other) in [(0, NodeId(1)), (1, NodeId(0))] {
+        let status = world.status(node).unwrap();
+        let reason = status.peers.iter().find(|peer| peer.node == other).unwrap().reason.clone();
+        assert!(reason.as_deref().is_some_and(|reason| reason.contains("at byte 8192")), "{reason:?}");
+    }
+    let before = world.ledger.saved(1).sequence;
+    world.run_ms(10_000);
+    let stored = world.ledger.saved(1).sequence - before;
+    assert!(stored < 60, "{stored} superblocks in ten seconds");
+    world.write(0, 16..24, false);
+    quiet(&mut world);
 }

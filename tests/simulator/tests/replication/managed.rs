@@ -1,10 +1,10 @@
 //! Scenarios of a replica that a configuration manager drives: seals, reigns, the record as read back, leases.
 
-use holdfast_simulator::world::{Setup, World};
+use holdfast_simulator::world::{MS, Setup, World};
 use replicator_core::command::AdminError;
 use replicator_core::event::{AdminAction, Reign};
 use replicator_core::status::Role;
-use replicator_core::units::{Epoch, NodeId, NodeSet, ReignId};
+use replicator_core::units::{Epoch, NodeId, NodeSet, ReignId, Sequence};
 
 use crate::setup::{connected, load, load_at, quiet};
 
@@ -233,4 +233,56 @@ fn a_released_primary_leaves_everything_durable_at_the_members() {
     open(&mut world, 1, 2, &[0, 1], FOREVER_MS);
     load(&mut world, 50);
     quiet(&mut world);
+}
+
+#[test]
+fn the_copy_that_the_configuration_manager_counts_on_is_not_given_up() {
+    let mut world = World::new(21, &Setup { managed: true, ..Setup::default() });
+    connected(&mut world);
+    // Two reigns that know nothing of each other; the later one is what is agreed on.
+    world.set_cut(0, 1, true);
+    open(&mut world, 0, 1, &[0], FOREVER_MS);
+    seal(&mut world, 1, 2).unwrap();
+    open(&mut world, 1, 2, &[1], FOREVER_MS);
+    load_at(&mut world, 1, 20);
+    world.set_cut(0, 1, false);
+    world.run_until("the fork is found", |world| {
+        (0..2).all(|n| world.status(n).is_some_and(|status| status.peers[0].fork.is_some()))
+    });
+    for at in [0, 1] {
+        let refused = world.admin(at, AdminAction::Resolve { discard: NodeId(1) });
+        let text = format!("{refused:?}");
+        assert!(refused.is_err() && text.contains("configuration manager counts on"), "at {at}: {text}");
+    }
+    assert!(world.status(1).unwrap().serving, "nothing was changed");
+    world.admin(0, AdminAction::Resolve { discard: NodeId(0) }).unwrap();
+    world.run_until("the other one is a member", |world| {
+        world.status(1).unwrap().wish.is_some_and(|wish| wish.add == set(&[0]))
+    });
+    tell(&mut world, 1, 2, 2, &[0, 1]).unwrap();
+    load(&mut world, 20);
+    quiet(&mut world);
+}
+
+#[test]
+fn a_primary_that_slept_while_the_next_one_went_on_from_its_first_entry_opens_late_and_answers_nobody() {
+    for seed in 0..10 {
+        let mut world = World::new(seed, &Setup { managed: true, ..Setup::default() });
+        connected(&mut world);
+        let first = Reign { lease_end: None, ..reign(&world, 1, 1, &[0, 1], 0) };
+        world.ask(1, AdminAction::OpenEpoch(first));
+        world.run_until("the first entry at the member", |world| {
+            world.status(0).unwrap().durable >= Sequence(1)
+        });
+        world.paused_until[1] = world.now + FOREVER_MS * MS;
+        seal(&mut world, 0, 2).unwrap();
+        open(&mut world, 0, 2, &[0], FOREVER_MS);
+        load_at(&mut world, 0, 20);
+        let before = world.acknowledged;
+        world.paused_until[1] = 0;
+        world.write(1, 0..1, false);
+        world.run_ms(3000);
+        assert_eq!(world.acknowledged, before, "seed {seed}: node 1 answers");
+        assert_eq!(world.status(1).unwrap().role, Role::Secondary, "seed {seed}");
+    }
 }

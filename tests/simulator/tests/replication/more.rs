@@ -4,7 +4,7 @@
 use replicator_core::command::AdminError;
 use replicator_core::config::OnPeerLoss;
 use replicator_core::disk::layout::{Layout, SUPERBLOCK_AT};
-use replicator_core::disk::superblock::Superblock;
+use replicator_core::disk::superblock::{DiskState, Superblock};
 use replicator_core::event::{AdminAction, Errno, Event};
 use replicator_core::frame;
 use replicator_core::status::{Connection, Role};
@@ -13,7 +13,7 @@ use replicator_core::wire::envelope::{Envelope, MessageKind};
 use replicator_core::wire::message::Message;
 
 use holdfast_simulator::node::{Io, Node, Out};
-use holdfast_simulator::world::{Setup, World};
+use holdfast_simulator::world::{Fate, Setup, World};
 
 use crate::setup::{connected, load, load_at, quiet, serving, small_frame};
 
@@ -353,6 +353,20 @@ fn a_failed_sync_of_the_journal_takes_the_copy_out() {
     assert!(!status.serving && status.suspect, "{status:?}");
 }
 
+#[test]
+fn a_failed_sync_of_the_disk_takes_the_copy_out() {
+    let mut world = serving(5, &Setup { checkpoint_bytes: 4096, ..Setup::default() });
+    quiet(&mut world);
+    world.fates = Box::new(|io, node, _| match io {
+        Io::SyncDisk { .. } if node == 1 => Fate::Fails(5),
+        _ => Fate::Done,
+    });
+    let before = world.ledger.saved(1).applied_through;
+    load_at(&mut world, 0, 20);
+    world.run_until("it is out", |world| world.status(1).unwrap().disk_state == DiskState::Failed);
+    assert_eq!(world.ledger.saved(1).applied_through, before, "nothing is counted as stored");
+}
+
 /// Gives node 1, which follows node 0 in epoch 1, a frame that continues its log; returns whether it was taken.
 fn takes_frame(seed: u64, session: u64, epoch: u64, reign_flip: u128) -> bool {
     let mut world = World::new(seed, &Setup::default());
@@ -385,7 +399,10 @@ fn takes_frame(seed: u64, session: u64, epoch: u64, reign_flip: u128) -> bool {
     world.nodes[1].fill(buffer, &bytes);
     let now = world.instant(1);
     world.nodes[1].handle(now, Event::Frame { link, envelope, buffer });
-    world.status(1).unwrap().head.sequence > before.head.sequence
+    let after = world.status(1).unwrap();
+    let is_taken = after.head.sequence > before.head.sequence;
+    assert!(is_taken || after.arena_used_bytes == before.arena_used_bytes, "its memory is given back");
+    is_taken
 }
 
 #[test]

@@ -5,7 +5,7 @@ use holdfast_simulator::world::{Setup, World};
 use replicator_core::config::OnPeerLoss;
 use replicator_core::disk::superblock::DiskState;
 use replicator_core::event::AdminAction;
-use replicator_core::status::Connection;
+use replicator_core::status::{Connection, Staged};
 use replicator_core::units::NodeId;
 
 use crate::setup::{connected, quiet, serving};
@@ -15,8 +15,8 @@ pub(crate) fn setup() -> Setup {
 }
 
 /// Writes as much as passes the ring, in one half of the volume.
-fn pass_the_ring(world: &mut World, primary: usize) {
-    let half = world.sectors / 2;
+pub(crate) fn pass_the_ring(world: &mut World, primary: usize) {
+    let half = (world.sectors / 2).min(2048);
     for n in 0..24 {
         let range = half / 24 * n..half;
         world.run_until("room for a write", |world| world.write(primary, range.clone(), false));
@@ -189,7 +189,10 @@ fn interrupt(seed: u64, node: usize, steps: usize, power: bool) {
     world.start(node);
     if node == 0 {
         world.run_ms(1000);
-        world.promote(0, true).unwrap();
+        // Power may have taken from the source what the target has gathered, and has switched to.
+        if world.promote(0, true).is_err() {
+            world.promote(1, true).unwrap();
+        }
     }
     quiet(&mut world);
 }
@@ -367,4 +370,86 @@ fn a_peer_whose_entries_cannot_be_read_in_the_journal_gets_blocks_instead() {
     world.start(1);
     quiet(&mut world);
     assert!(resyncs(&world, 0) > 0);
+}
+
+/// Node 1 is behind for longer than the journal reaches back, and back again; what it lacks fits in its journal.
+fn behind(seed: u64) -> World {
+    let mut world = serving(seed, &setup());
+    for n in 0..8 {
+        world.run_until("room", |world| world.write(0, n * 512..n * 512 + 512, false));
+        world.run_ms(10);
+    }
+    quiet(&mut world);
+    world.kill(1);
+    pass_the_ring(&mut world, 0);
+    world.start(1);
+    world
+}
+
+pub(crate) fn is_gathering(world: &World) -> bool {
+    matches!(world.status(1).unwrap().staged, Some(Staged::Gathering { .. }))
+}
+
+#[test]
+fn a_copy_that_is_behind_stays_what_it_is_until_all_is_gathered() {
+    let mut world = behind(61);
+    world.run_until("it gathers", |world| is_gathering(world));
+    assert_eq!(world.status(1).unwrap().disk_state, DiskState::UpToDate);
+    let old = world.status(1).unwrap().head;
+    while is_gathering(&world) {
+        assert_eq!(
+            (world.status(1).unwrap().disk_state, world.status(1).unwrap().head),
+            (DiskState::UpToDate, old)
+        );
+        world.write(0, 5..9, false);
+        if !world.step() {
+            world.pass_time();
+        }
+    }
+    quiet(&mut world);
+    assert_eq!(world.status(1).unwrap().disk_state, DiskState::UpToDate);
+}
+
+#[test]
+fn a_copy_whose_source_dies_while_it_gathers_is_promoted_as_it_was() {
+    let mut world = behind(62);
+    world.run_until("it gathers", |world| is_gathering(world));
+    let old = world.status(1).unwrap().head;
+    world.kill(0);
+    world.run_ms(4000);
+    assert_eq!(
+        (world.status(1).unwrap().disk_state, world.status(1).unwrap().head),
+        (DiskState::UpToDate, old)
+    );
+    world.promote(1, true).unwrap();
+    world.run_until("it serves", |world| world.status(1).unwrap().serving);
+}
+
+#[test]
+fn what_was_gathered_is_forgotten_when_the_process_dies_before_the_switch() {
+    let mut world = behind(63);
+    world.run_until("it gathers", |world| is_gathering(world));
+    world.run_ms(5);
+    world.lose_power(1);
+    world.start(1);
+    quiet(&mut world);
+}
+
+#[test]
+fn a_copy_that_died_after_the_switch_puts_the_gathered_blocks_in_place_alone() {
+    let mut world = behind(64);
+    let replays = |world: &World| matches!(world.status(1).unwrap().staged, Some(Staged::Replaying { .. }));
+    world.run_until("it is switched", |world| {
+        replays(world) && world.status(1).unwrap().disk_state == DiskState::Inconsistent
+    });
+    world.run_ms(1);
+    world.lose_power(0);
+    world.lose_power(1);
+    world.start(1);
+    world.run_until("it is whole by itself", |world| {
+        let status = world.status(1).unwrap();
+        status.disk_state == DiskState::UpToDate && status.staged.is_none()
+    });
+    world.start(0);
+    connected(&mut world);
 }
