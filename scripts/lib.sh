@@ -99,6 +99,17 @@ need_rust() {
   command -v cc >/dev/null || need_packages gcc libc6-dev
 }
 
+# own_namespaces ARGS...: goes on in a mount namespace of this script's own, with no named network namespaces in it. Those
+# it makes are seen by nobody else, and vanish with its last process, whatever happens to it. Needs root.
+own_namespaces() {
+  if [[ -z ${HOLDFAST_OWN_NAMESPACES:-} ]]; then
+    HOLDFAST_OWN_NAMESPACES=1 exec unshare --mount --propagation private "$0" "$@"
+  fi
+  mkdir -p /run/netns
+  mount -t tmpfs -o mode=755 holdfast-netns /run/netns
+  unset HOLDFAST_OWN_NAMESPACES
+}
+
 # --- the binary -------------------------------------------------------------------------------------------
 
 # build_release: builds the command and sets HOLDFAST to its path (unless HOLDFAST names one already).

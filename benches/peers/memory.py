@@ -8,11 +8,10 @@ import argparse
 import os
 import pathlib
 import signal
-import sys
 
 import report
 from fio import Workload, fio, nbd_target
-from harness import Failure, Sandbox, Workshop, is_running, machine_facts, memory, wait_until
+from harness import Sandbox, Workshop, is_running, machine_facts, memory, wait_until
 
 LIMIT_MIB, LIMIT_SECONDS = 200, 1.0
 
@@ -63,19 +62,9 @@ def main():
                  ["highest memory of a replicator, MiB", f"{peak:.1f}", str(LIMIT_MIB), verdict(peak < LIMIT_MIB)],
                  ["sandbox: from nothing to ready, s", f"{sandbox.ready_seconds:.3f}", "-", "-"],
                  ["replicator: from killed to answering, s", f"{restart:.3f}", f"{LIMIT_SECONDS:g}", verdict(restart < LIMIT_SECONDS)]]))
-    print(table + "\n\n" + report.facts_text(facts))
-    if not options.no_save:
-        folder = report.store(options.label, "Memory and start-up of a large volume",
-                              report.command_line("memory"), facts, table,
-                              {"stages": stages, "ready_seconds": sandbox.ready_seconds, "restart_seconds": restart,
-                               "load": load}, options.out)
-        print(f"\nstored in {folder}")
+    results = {"stages": stages, "ready_seconds": sandbox.ready_seconds, "restart_seconds": restart, "load": load}
+    report.publish("memory", "Memory and start-up of a large volume", facts, table, results, options)
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except Failure as failure:
-        sys.exit(f"error: {failure}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    report.run(main)

@@ -7,15 +7,16 @@ import argparse
 import pathlib
 import shutil
 import statistics
-import sys
 
 import report
 from fio import WORKLOADS, Workload, figure, fio, nbd_target
 from harness import Failure, Workshop, cpu_seconds, human, machine_facts, parse_size, steal_ticks
-from systems import SYSTEMS
+from systems import SYSTEMS, USUAL
 
 # What each system keeps on the images' file system, in volumes.
-COPIES = {"nbdkit": 1, "mirror": 2, "quorum": 2, "holdfast": 2}
+COPIES = {"nbdkit": 1, "mirror": 2, "quorum": 2, "holdfast": 2, "checksums": 2, "bookmarks": 2}
+# Which of them have journals.
+OURS = ("holdfast", "checksums", "bookmarks")
 
 
 def arguments():
@@ -35,7 +36,7 @@ def arguments():
     parser.add_argument("--no-save", action="store_true", help="store nothing")
     options = parser.parse_args()
     options.direct = options.disk
-    options.only = [name for name in options.only.split(",") if name] or list(SYSTEMS)
+    options.only = [name for name in options.only.split(",") if name] or [kind.name for kind in USUAL]
     wanted = [name for name in options.workloads.split(",") if name]
     for name in options.only:
         if name not in SYSTEMS:
@@ -51,8 +52,7 @@ def arguments():
 
 def check_space(folder, options):
     need = sum(COPIES[name] for name in options.only) * parse_size(options.size)
-    if "holdfast" in options.only:
-        need += 2 * parse_size(options.journal_size)
+    need += 2 * parse_size(options.journal_size) * sum(name in OURS for name in options.only)
     free = shutil.disk_usage(folder).free
     if free < need * 1.05:
         raise Failure(f"the images need {human(need)}, {folder} has {human(free)} free: try a smaller --size, or --only")
@@ -77,7 +77,10 @@ def tables(results, options):
     for name in options.only:
         rows.append([name] + [report.spread(values(work, name)) for work in options.works])
     parts.append(report.markdown(["system"] + [f"{work.title}, {work.unit}" for work in options.works], rows))
-    for other in ("nbdkit", "mirror"):
+    others = ["nbdkit", "mirror"]
+    if sum(name in OURS for name in options.only) > 1:
+        others.append("holdfast")
+    for other in others:
         if other not in options.only or len(options.only) < 2:
             continue
         rows = []
@@ -138,21 +141,13 @@ def main():
     heading = (f"Images {where}, {options.size}, {options.rounds} rounds of {options.seconds:g} s, "
                "all systems and fio on this machine.")
     table = heading + "\n\n" + tables(results, options)
-    print("\n" + table + "\n\n" + report.facts_text(facts))
+    report.publish("peers", "Holdfast beside its peers", facts, table, {"results": results, "differences": differences}, options,
+                   label)
     for name, difference in differences.items():
         if difference:
             print(f"WRONG: {name}: {difference}")
-    if not options.no_save:
-        folder = report.store(label, "Holdfast beside its peers", report.command_line("peers"), facts, table,
-                              {"results": results, "differences": differences}, options.out)
-        print(f"\nstored in {folder}")
     return 1 if any(differences.values()) else 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except Failure as failure:
-        sys.exit(f"error: {failure}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    report.run(main)

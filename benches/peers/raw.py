@@ -8,7 +8,6 @@ import argparse
 import os
 import pathlib
 import statistics
-import sys
 
 import report
 from fio import Workload, figure, file_target, fio, nbd_target
@@ -97,12 +96,7 @@ def main():
              f"{options.seconds:g} s.\n\n" + report.markdown(
                  ["workload, system", "IOPS", f"ratio to {next((n for n in options.only if n != 'holdfast'), '-')}",
                   "p50 µs", "p99 µs", "CPU µs each op by node"], rows))
-    print("\n" + table + "\n\n" + report.facts_text(facts))
-    if not options.no_save:
-        folder = report.store(options.label, "Random writes on a real disk",
-                              report.command_line("raw"), facts, table, {"results": results},
-                              options.out)
-        print(f"\nstored in {folder}")
+    report.publish("raw", "Random writes on a real disk", facts, table, {"results": results}, options)
 
 
 def is_in_memory(folder):
@@ -116,9 +110,4 @@ def is_in_memory(folder):
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except Failure as failure:
-        sys.exit(f"error: {failure}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    report.run(main)

@@ -66,6 +66,24 @@ def facts_text(facts):
             f"taken by the hypervisor {facts.get('steal_percent', 0):.1f}%. {packages}.")
 
 
+def publish(name, title, facts, table, results, options, label=None):
+    """Shows what a benchmark found, and keeps it unless told not to."""
+    print("\n" + table + "\n\n" + facts_text(facts))
+    if not options.no_save:
+        folder = store(label or options.label, title, command_line(name), facts, table, results, options.out)
+        print(f"\nstored in {folder}")
+
+
+def run(main):
+    """The program's end: its exit code, with an error in words."""
+    try:
+        sys.exit(main())
+    except Failure as failure:
+        sys.exit(f"error: {failure}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
 def store(label, title, command, facts, table, results, out=None):
     """Writes a run down; returns its folder. Compared `results` get a word on how they were gathered."""
     how = ("" if "results" not in results else

@@ -6,7 +6,7 @@ import select
 import socket
 import time
 
-from harness import VOLUME, Failure, Sandbox, nbd_size, parse_size, wait_until
+from harness import VOLUME, Failure, Sandbox, nbd_size, parse_size, run, wait_until
 
 
 def preallocate(path, size):
@@ -133,15 +133,35 @@ class Holdfast(System):
     """Holdfast, protocol C, two replicas."""
 
     name = "holdfast"
+    extra = ()
 
     def start(self):
-        self.sandbox = Sandbox(self.shop, size=self.size, nodes=2, protocol="C",
-                               journal_size=self.options.journal_size, folder=self.folder / "sandbox")
+        self.sandbox = Sandbox(self.shop, size=self.size, nodes=2, protocol="C", extra=self.extra,
+                               journal_size=self.options.journal_size, folder=self.folder / "sandbox",
+                               log=f"{self.name}.log")
         self.uri = self.sandbox.uri
 
     @property
     def pids(self):
         return self.sandbox.pids
+
+
+class HoldfastChecksums(Holdfast):
+    """The same, with checksums of the blocks at rest on both replicas."""
+
+    name = "checksums"
+    extra = ("--checksums", "on")
+
+
+class HoldfastBookmarks(Holdfast):
+    """The same, with a bookmark on both replicas, so that both note what changes."""
+
+    name = "bookmarks"
+
+    def start(self):
+        super().start()
+        for node in self.sandbox.nodes.values():
+            run([self.sandbox.binary, "bookmark", "add", VOLUME, "bench", "--control", node["control"]])
 
 
 class Qmp:
@@ -195,4 +215,6 @@ class Qmp:
                 self.events.append(message["event"])
 
 
-SYSTEMS = {kind.name: kind for kind in (Nbdkit, QemuMirror, QemuQuorum, Holdfast)}
+# Those that are compared unless others are asked for, and Holdfast with more to do, to be compared with itself.
+USUAL = (Nbdkit, QemuMirror, QemuQuorum, Holdfast)
+SYSTEMS = {kind.name: kind for kind in (*USUAL, HoldfastChecksums, HoldfastBookmarks)}

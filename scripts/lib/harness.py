@@ -218,7 +218,7 @@ class Sandbox(Backend):
     backend = "holdfast"
 
     def __init__(self, shop, *, size="1G", nodes=2, protocol="C", journal_size=None, folder=None, keep=False,
-                 ready_seconds=60, log="sandbox.log"):
+                 ready_seconds=60, log="sandbox.log", extra=()):
         self.shop = shop
         self.folder = pathlib.Path(folder or shop.folder / "sandbox")
         self.binary = holdfast_binary()
@@ -228,6 +228,7 @@ class Sandbox(Backend):
             command += ["--journal-size", journal_size]
         if keep:
             command += ["--keep"]
+        command += extra
         self.restarted = []
         began = time.monotonic()
         self.process = shop.start(command, log=log, stdout=subprocess.PIPE)

@@ -76,6 +76,8 @@ on() {
 # Where the replicas lie, unless a test puts something in between; and further keys of the volume.
 declare -A DISK=([a]=/dev/ram0 [b]=/dev/ram2) JOURNAL=([a]=/dev/ram1 [b]=/dev/ram3)
 VOLUME_KEYS=
+# TCP ports for NBD clients, if the test wants any.
+declare -A NBD_PORT=()
 
 # make_ram_disks MIB [COUNT]
 make_ram_disks() {
@@ -100,6 +102,7 @@ make_cluster() {
     for node in a b; do
       printf '\n[[volume.replica]]\nnode = "%s"\ndisk = "%s"\n' $node "${DISK[$node]}"
       printf 'journal = "%s"\nport = %d\nnbd-socket = "%s.nbd"\n' "${JOURNAL[$node]}" $port $node
+      [[ -z ${NBD_PORT[$node]:-} ]] || printf 'nbd-listen = "127.0.0.1:%d"\n' "${NBD_PORT[$node]}"
       port=$((port + 1))
     done
   } >"$WORK/holdfast.toml"
@@ -133,7 +136,8 @@ device_of_r0() { readlink /dev/holdfast/r0; }
 
 # --- the device -----------------------------------------------------------------------------------------------
 
-FOLLOWER=
+# The process that keeps the device attached; tests wait for its end.
+export FOLLOWER=
 
 # attach_following NODE ARGS...: attaches r0 and keeps it attached.
 attach_following() {
@@ -165,7 +169,7 @@ under_load() {
   before=$(writes) reconnected=$(reconnections)
   load 5 "$name" "$depth" &
   fio=$!
-  wait_for 20 "the load to begin" has_more_writes $((before + 200))
+  wait_for 60 "the load to begin" has_more_writes $((before + 40))
   "$@"
   if wait "$fio"; then pass "fio goes on and verifies"; else fail "fio: $(tail -n 5 "$WORK/$name.log")"; fi
   wait_for 10 "the follower to say so" has_reconnected "$reconnected" && pass "the follower said so"
