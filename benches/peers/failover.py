@@ -244,8 +244,9 @@ def main():
         bench = Bench(shop, options)
         try:
             bench.begin()
-            results = {"rest": bench.rest() if options.rest_seconds else {}, "kills": bench.kills() if options.runs else [],
-                       "moves": bench.moves() if options.moves else [], "load": bench.load() if options.load_seconds else {}}
+            # Nobody moves anything to a node that was just killed again and again: it is in quarantine.
+            results = {"rest": bench.rest() if options.rest_seconds else {}, "moves": bench.moves() if options.moves else [],
+                       "kills": bench.kills() if options.runs else [], "load": bench.load() if options.load_seconds else {}}
         except Failure as failure:
             raise Failure(f"{failure}\n{bench.nodes.logs()}") from None
         results["checks"] = bench.checks
