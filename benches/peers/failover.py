@@ -17,6 +17,8 @@ from harness import Failure, Workshop, cpu_seconds, machine_facts, memory, wait_
 from history import Clients, acknowledged, faults, pauses, reigns
 from nodes import DATA, NODES, Nodes
 
+# Of a failover that takes longer than this it is kept what the nodes said.
+SLOW_SECONDS = 1.0
 QUICK = {"runs": 5, "moves": 5, "load_seconds": 20, "rest_seconds": 10}
 
 
@@ -57,6 +59,7 @@ class Bench:
         shop.undo(lambda: self.clients and self.clients.stop())
         self.epochs = 0
         self.checks = []
+        self.looks = []
 
     def begin(self):
         self.nodes.start_all()
@@ -111,18 +114,41 @@ class Bench:
             time.sleep(self.dice.uniform(0.1, 0.6))
             killed = time.monotonic()
             self.nodes.kill(primary)
-            first = wait_until(lambda: self._first_of(other(primary), killed), "the other node to acknowledge", 60, every=0.01)
+            first = self._first_on(other(primary), killed)
             last = max(one.ended for one in self.clients.operations[-2000:]
                        if one.node == primary and one.ended and one.ended < first)
             epoch = before["epoch"] + 1
             phases = self.events({"detect": f"{primary} is not heard", "agree": f"{other(primary)} follows",
                                   "promote": f"begin epoch {epoch}: "}, last)
             runs.append({"primary": primary, "led": leader == primary, "failover": first - last, **phases})
+            if first - last > SLOW_SECONDS:
+                runs[-1]["seen"] = self._seen(last)
             self._progress("kill", number, self.options.runs, first - last)
             self.nodes.start_node(primary)
         self.nodes.wait_well(90)
         self.stop_clients("kills")
         return runs
+
+    def _first_on(self, node, since):
+        """When a write of that node was first answered. What takes long is looked at meanwhile."""
+        looks = []
+
+        def first():
+            seconds = time.monotonic() - since
+            if seconds > SLOW_SECONDS + 0.3 * len(looks):
+                looks.append((seconds, self.nodes.replica(node)))
+            return self._first_of(node, since)
+
+        found = wait_until(first, "the other node to acknowledge", 60, every=0.01)
+        self.looks = looks
+        return found
+
+    def _seen(self, since):
+        """All that the nodes say of a run that took long."""
+        offset = time.time() - time.monotonic()
+        events = {node: (self.nodes.cluster(node) or {"events": []})["events"] for node in NODES}
+        times = [(event["at_unix_ms"] / 1000 - offset - since, node, event["text"]) for node in events for event in events[node]]
+        return {"events": sorted(time for time in times if time[0] > -0.5), "looks": self.looks}
 
     def _first_of(self, node, since):
         return min((one.ended for one in self.clients.operations[-2000:]
