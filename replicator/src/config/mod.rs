@@ -22,6 +22,8 @@ mod uuid;
 mod value;
 
 #[cfg(test)]
+mod reference;
+#[cfg(test)]
 mod tests;
 
 use std::path::{Path, PathBuf};
