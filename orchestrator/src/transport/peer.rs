@@ -1,5 +1,6 @@
 //! A connection to another orchestrator: dialed when it is first needed, dropped at the first error, and when the node is
-//! better reached over another link.
+//! better reached over another link. A call that gives up while the connection is being made leaves that to the next one:
+//! calls may have less time than a handshake takes, and would never get through.
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,11 +10,16 @@ use orchestrator_core::units::NodeId;
 use replicator::identity::{Identity, server_name};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::message::{Hello, Request, Response, read_frame, write_frame};
+
+/// How long a connection may take to be made. The first packet to a machine that was away for a moment is sent again after
+/// a second, so another attempt is better than patience.
+const DIAL_WITHIN: Duration = Duration::from_secs(1);
 
 /// Whom to dial, and as whom.
 #[derive(Clone)]
@@ -32,11 +38,29 @@ pub(crate) struct Address {
 pub(crate) struct Peer {
     address: Address,
     stream: Option<TlsStream<TcpStream>>,
+    dialing: Option<Dialing>,
+}
+
+/// A connection that is being made. It is given up with this.
+struct Dialing(JoinHandle<io::Result<TlsStream<TcpStream>>>);
+
+impl Dialing {
+    fn begin(address: Address, link: usize) -> Self {
+        Self(tokio::spawn(async move {
+            timeout(DIAL_WITHIN, address.dial(link)).await.map_err(|_| io::ErrorKind::TimedOut)?
+        }))
+    }
+}
+
+impl Drop for Dialing {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl Peer {
     pub(crate) fn new(address: Address) -> Self {
-        Self { address, stream: None }
+        Self { address, stream: None, dialing: None }
     }
 
     /// Asks something. After an error the next call dials anew.
@@ -46,11 +70,19 @@ impl Peer {
         let at = *self.address.link.borrow_and_update();
         // Taken out, so that a call that is dropped half-way leaves no stream with half an answer in it.
         let stream = self.stream.take().filter(|_| !is_left);
-        let address = &self.address;
+        if is_left {
+            self.dialing = None;
+        }
+        let (address, dialing) = (&self.address, &mut self.dialing);
         let exchange = async {
             let mut stream = match stream {
                 Some(stream) => stream,
-                None => address.dial(at).await?,
+                None => {
+                    let task = dialing.get_or_insert_with(|| Dialing::begin(address.clone(), at));
+                    let dialed = (&mut task.0).await;
+                    *dialing = None;
+                    dialed.map_err(io::Error::other)??
+                }
             };
             write_frame(&mut stream, request).await?;
             let answer = read_frame(&mut stream).await?.ok_or(io::ErrorKind::UnexpectedEof)?;
@@ -84,5 +116,63 @@ impl Address {
         let mut stream = connector.connect(server_name(self.incarnation, self.node.0), stream).await?;
         write_frame(&mut stream, &Hello { node: self.me }).await?;
         Ok(stream)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use replicator::options::Secret;
+    use tokio::net::TcpListener;
+
+    use super::super::server::{Handler, serve};
+    use super::*;
+
+    struct Empty;
+
+    impl Handler for Empty {
+        async fn handle(self: &Arc<Self>, _from: NodeId, _request: Request) -> Response {
+            Response::Identity { voter: 1, initialized: false }
+        }
+    }
+
+    /// Lets each connection through after a while, and counts them.
+    async fn hold_back(listener: TcpListener, to: SocketAddr, wait: Duration, count: Arc<AtomicU32>) {
+        loop {
+            let (mut near, _) = listener.accept().await.expect("it listens");
+            count.fetch_add(1, Ordering::Relaxed);
+            tokio::spawn(async move {
+                tokio::time::sleep(wait).await;
+                let mut far = TcpStream::connect(to).await.expect("the server listens");
+                let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+            });
+        }
+    }
+
+    #[tokio::test]
+    async fn a_handshake_that_takes_longer_than_a_call_is_awaited_by_the_next_one() {
+        let secret = Secret(b"0123456789abcdef".to_vec());
+        let identity = |node| Identity::new(&secret, 1, node).expect("there are random numbers");
+        let server = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let front = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let (to, at) = (server.local_addr().expect("it has one"), front.local_addr().expect("it has one"));
+        let count = Arc::new(AtomicU32::new(0));
+        tokio::spawn(serve(server, identity(1), 1, Arc::new(Empty)));
+        tokio::spawn(hold_back(front, to, Duration::from_millis(300), Arc::clone(&count)));
+        let (_links, link) = watch::channel(0);
+        let (me, node) = (NodeId(0), NodeId(1));
+        let address = Address { me, node, at: vec![at], link, incarnation: 1, identity: identity(0) };
+        let mut peer = Peer::new(address);
+        let within = Duration::from_millis(100);
+        let first = peer.call(&Request::Identify, within).await;
+        assert_eq!(first.err().map(|error| error.kind()), Some(io::ErrorKind::TimedOut));
+        // As often as it takes a slow machine, in the time of one attempt to connect.
+        let mut answered = false;
+        while !answered && count.load(Ordering::Relaxed) == 1 {
+            answered = peer.call(&Request::Identify, within).await.is_ok();
+        }
+        assert!(answered, "each call dialed anew");
     }
 }

@@ -17,6 +17,7 @@ secret = "0123456789abcdef"
 name = "a"
 address = "10.0.0.1"
 [node.orchestrator]
+watchdog = "/dev/watchdog"
 [[node]]
 name = "b"
 address = "10.0.0.2"
@@ -105,9 +106,11 @@ fn with(header: &str, line: &str) -> String {
     format!("{before}{header}\n{line}\n{after}")
 }
 
-fn meaning(text: &str) -> Result<String, ConfigError> {
-    parse(Path::new("/etc/holdfast/holdfast.toml"), text, WithSecret::Yes)
-        .map(|loaded| format!("{:#?}", loaded.cluster))
+/// What a file means, a line for each value, without the places in it.
+fn meaning(text: &str) -> Result<Vec<String>, ConfigError> {
+    let loaded = parse(Path::new("/etc/holdfast/holdfast.toml"), text, WithSecret::Yes)?;
+    let lines = format!("{:#?}", loaded.cluster);
+    Ok(lines.lines().filter(|line| !line.contains("..")).map(str::to_owned).collect())
 }
 
 /// The keys that the parser knows behind `header`, as it says to whoever writes another.
@@ -164,8 +167,8 @@ fn what_is_told_as_a_default_is_one() {
     for (header, rows) in sections() {
         let header = if header == "[[stack.step]]" { "[[stack.step]]\nkind = \"command\"" } else { header };
         for (keys, default, _) in rows.iter().filter(|(_, _, effect)| !effect.is_empty()) {
-            // Others are words.
-            let Some(value) = default.strip_prefix('`').and_then(|rest| rest.split('`').next()) else {
+            // Others are words, or follow from something else.
+            let Some(value) = default.strip_prefix('`').and_then(|rest| rest.strip_suffix('`')) else {
                 continue;
             };
             let value = match value.chars().next() {
@@ -176,7 +179,8 @@ fn what_is_told_as_a_default_is_one() {
             for key in keys {
                 count += 1;
                 let told = meaning(&with(header, &format!("{key} = {value}"))).unwrap();
-                assert_eq!(told, meaning(BASE).unwrap(), "{header}: {key} = {value}");
+                let differs = told.into_iter().zip(meaning(BASE).unwrap()).find(|(told, base)| told != base);
+                assert_eq!(differs, None, "{header}: {key} = {value}");
             }
         }
     }
