@@ -75,7 +75,7 @@ on() {
 
 # Where the replicas lie, unless a test puts something in between; and further keys of the volume.
 declare -A DISK=([a]=/dev/ram0 [b]=/dev/ram2) JOURNAL=([a]=/dev/ram1 [b]=/dev/ram3)
-VOLUME_KEYS=
+VOLUME_KEYS=${VOLUME_KEYS:-}
 # TCP ports for NBD clients, if the test wants any.
 declare -A NBD_PORT=()
 
