@@ -14,19 +14,19 @@ use replicator_core::frame::Entry;
 use replicator_core::units::NodeId;
 use serde_json::{Value, json};
 
-use crate::cli::InspectArgs;
+use crate::cli::{AtRestArgs, InspectArgs};
 use crate::output::{self, counted, human_bytes};
 use crate::target;
 
 /// What to look at, and how nodes are called.
-struct Subject {
-    journal: PathBuf,
-    disk: Option<PathBuf>,
+pub(crate) struct Subject {
+    pub(crate) journal: PathBuf,
+    pub(crate) disk: Option<PathBuf>,
     names: Vec<(NodeId, String)>,
 }
 
 impl Subject {
-    fn find(arguments: &InspectArgs) -> Result<Self> {
+    pub(crate) fn find(arguments: &AtRestArgs) -> Result<Self> {
         if let Some(journal) = &arguments.journal {
             return Ok(Self { journal: journal.clone(), disk: arguments.disk.clone(), names: Vec::new() });
         }
@@ -51,9 +51,9 @@ impl Subject {
 
 /// Reads the replica and prints what was found.
 pub(crate) fn run(arguments: &InspectArgs) -> Result<()> {
-    let subject = Subject::find(arguments)?;
+    let subject = Subject::find(&arguments.replica)?;
     let inspection = inspect(&subject.journal, arguments.frames)?;
-    let disk = subject.disk.as_deref().map(|disk| Disk::judge(disk, &inspection)).transpose()?;
+    let disk = subject.disk.as_deref().map(|disk| Disk::judge(disk, inspection.superblock())).transpose()?;
     let verdict = disk.as_ref().map(|disk| disk.verdict.as_str());
     let mut damage = inspection.damage();
     damage
@@ -86,18 +86,18 @@ impl std::fmt::Display for Damaged {
 }
 
 /// A backing disk beside the journal that says what it should be.
-struct Disk {
+pub(crate) struct Disk {
     /// A sentence without its subject.
-    verdict: String,
+    pub(crate) verdict: String,
     /// Whether a start would take it.
-    is_sound: bool,
+    pub(crate) is_sound: bool,
 }
 
 impl Disk {
-    fn judge(path: &Path, inspection: &Inspection) -> Result<Self> {
+    pub(crate) fn judge(path: &Path, superblock: Option<&Superblock>) -> Result<Self> {
         let cannot = || format!("cannot look at the disk {}", path.display());
         let metadata = std::fs::metadata(path).with_context(cannot)?;
-        let Some(superblock) = inspection.superblock() else {
+        let Some(superblock) = superblock else {
             let verdict = "cannot be told without a superblock".to_owned();
             return Ok(Self { verdict, is_sound: true });
         };

@@ -11,6 +11,7 @@ mod configuration;
 mod create;
 mod daemon;
 mod demo;
+mod extract;
 mod inspect;
 mod nbd_client;
 mod nbd_negotiation;
@@ -72,6 +73,7 @@ fn main() -> ExitCode {
         Command::Attach(arguments) => attach::attach(&arguments),
         Command::Detach(arguments) => attach::detach(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Extract(arguments) => extract::run(&arguments),
         Command::Config(command) => configuration::run(&command),
         Command::Sandbox(arguments) => sandbox::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use replicator_core::command::AdminError;
 use replicator_core::disk::layout::LayoutError;
 use replicator_core::disk::superblock::SuperblockError;
+use replicator_core::frame::FrameError;
 use replicator_core::recovery::RecoverError;
 use thiserror::Error;
 
@@ -444,6 +445,53 @@ pub enum InspectError {
         action: &'static str,
         /// What the system said.
         source: io::Error,
+    },
+}
+
+/// Why it cannot be told what a replica at rest holds.
+#[derive(Debug, Error)]
+pub enum ContentError {
+    /// It cannot be opened or read.
+    #[error("{path}: cannot {action}: {source}")]
+    System {
+        /// Where.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A process has it.
+    #[error(
+        "{path} is in use by another process: stop the replicator first, or read the volume where it is served"
+    )]
+    InUse {
+        /// Where.
+        path: PathBuf,
+    },
+    /// There is no replica.
+    #[error("{path} holds no replica: {error}")]
+    NoReplica {
+        /// Where.
+        path: PathBuf,
+        /// What is wrong with what lies there.
+        error: SuperblockError,
+    },
+    /// The journal cannot be believed.
+    #[error("{path}: {error}")]
+    Recover {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        error: RecoverError,
+    },
+    /// It was found sound, and then it was not.
+    #[error("{path} was changed while it was read: {error}")]
+    Changed {
+        /// Where.
+        path: PathBuf,
+        /// What is wrong with it now.
+        error: FrameError,
     },
 }
 

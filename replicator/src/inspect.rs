@@ -152,12 +152,7 @@ pub fn inspect(path: &Path, frames_max: usize) -> Result<Inspection, InspectErro
     let journal_bytes =
         rustix::fs::seek(&file, SeekFrom::End(0)).map_err(|error| failed("measure it", error))?;
     let in_use = rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).is_err();
-    let mut blocks = [[0; SUPERBLOCK_BYTES]; 2];
-    let copies = [0, 1].map(|index: usize| {
-        read_all(file.as_fd(), SUPERBLOCK_AT[index], &mut blocks[index])
-            .map_err(|_| SuperblockError::Short)?;
-        Superblock::decode(&blocks[index])
-    });
+    let copies = read_copies(file.as_fd()).map(|copy| Superblock::decode(&copy));
     let current = current(&copies);
     let mut inspection = Inspection {
         journal: path.to_owned(),
@@ -184,6 +179,14 @@ pub fn inspect(path: &Path, frames_max: usize) -> Result<Inspection, InspectErro
     Ok(inspection)
 }
 
+/// Both places of the superblock. One that cannot be read is empty, which no superblock is.
+pub(crate) fn read_copies(file: BorrowedFd<'_>) -> [Vec<u8>; 2] {
+    SUPERBLOCK_AT.map(|offset| {
+        let mut copy = vec![0; SUPERBLOCK_BYTES];
+        read_all(file, offset, &mut copy).map_or_else(|_| Vec::new(), |()| copy)
+    })
+}
+
 fn current(copies: &[Result<Superblock, SuperblockError>; 2]) -> Option<usize> {
     let sequences = copies.map(|copy| copy.map(|superblock| superblock.sequence).ok());
     match sequences {
@@ -199,7 +202,7 @@ fn log_end(file: BorrowedFd<'_>, superblock: &Superblock) -> Result<RingOffset, 
 }
 
 /// Recovery's way to a journal that must not be changed.
-struct ReadOnly<'f>(BorrowedFd<'f>);
+pub(crate) struct ReadOnly<'f>(pub(crate) BorrowedFd<'f>);
 
 impl JournalReader for ReadOnly<'_> {
     fn read_at(&mut self, device_offset: u64, bytes: &mut [u8]) -> Result<(), Errno> {

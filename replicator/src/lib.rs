@@ -2,7 +2,7 @@
 //! replication; it turns completions into events and commands into I/O.
 //!
 //! One volume is one thread with one ring. [`open`] starts it and [`VolumeHandle`] talks to it; [`create()`] makes
-//! a replica, [`inspect`] reads one at rest.
+//! a replica, [`inspect`] reads one at rest, [`content`] what its volume holds.
 //!
 //! All `unsafe` of the data path lies in `ring`.
 
@@ -12,6 +12,7 @@ pub mod branch;
 pub mod client_identity;
 mod clock;
 pub mod config;
+pub mod content;
 pub mod control;
 mod create;
 mod device;
@@ -35,7 +36,7 @@ pub mod ublk;
 pub use arena::spare_from_oom_killer;
 pub use create::{Created, create};
 pub use driver::ublk::UblkStatus;
-pub use error::{CreateError, InspectError, MoveError, StartError, VolumeError, VolumeFault};
+pub use error::{ContentError, CreateError, InspectError, MoveError, StartError, VolumeError, VolumeFault};
 pub use move_journal::{Moved, move_journal};
 pub use names::NodeNames;
 pub use start::{VolumeHandle, VolumeStatus, open};

@@ -147,7 +147,15 @@ impl Device {
             let fresh = Path::new(LINKS).join(format!(".{volume}.{}", std::process::id()));
             symlink(self.path(), &fresh).and_then(|()| fs::rename(&fresh, &link))
         });
-        made.with_context(|| format!("cannot make the link {}", link.display()))
+        made.with_context(|| format!("cannot make the link {}", link.display()))?;
+        self.announce();
+        Ok(())
+    }
+
+    /// Has udev look again: at the kernel's last word of the device it could not be seen what it is attached to. Where
+    /// nobody listens nobody needs to know.
+    pub(crate) fn announce(self) {
+        let _ = fs::write(self.attribute("uevent"), "change");
     }
 
     fn attribute(self, name: &str) -> PathBuf {

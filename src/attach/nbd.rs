@@ -84,7 +84,9 @@ pub(super) fn attach(
 
 /// Ends a device.
 pub(super) fn detach(device: Device) -> Result<()> {
-    Ok(Kernel::open()?.disconnect(device.index)?)
+    Kernel::open()?.disconnect(device.index)?;
+    device.announce();
+    Ok(())
 }
 
 fn make(kernel: &mut Kernel, wish: &Wish, backend: &Backend) -> Result<Device> {
@@ -165,6 +167,8 @@ impl Keeper for NbdKeeper {
     }
 
     fn disconnect(&mut self) -> Result<()> {
-        Ok(self.kernel.disconnect(self.device.index)?)
+        self.kernel.disconnect(self.device.index)?;
+        self.device.announce();
+        Ok(())
     }
 }

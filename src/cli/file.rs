@@ -3,18 +3,19 @@
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Subcommand};
+use replicator::config::parse_size;
 
-/// Arguments of `inspect`.
+/// Which replica at rest.
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("replica").required(true).args(["volume", "journal"])))]
-pub(crate) struct InspectArgs {
+pub(crate) struct AtRestArgs {
     /// The volume, found with --config and --node
     #[arg(requires = "config")]
     pub(crate) volume: Option<String>,
     /// The journal itself
     #[arg(long, value_name = "PATH", conflicts_with = "volume")]
     pub(crate) journal: Option<PathBuf>,
-    /// The backing disk: says whether it is the one the journal belongs to
+    /// Its backing disk; it must be the one that the journal belongs to
     #[arg(long, value_name = "PATH", requires = "journal")]
     pub(crate) disk: Option<PathBuf>,
     /// The cluster's configuration file
@@ -23,6 +24,13 @@ pub(crate) struct InspectArgs {
     /// The node [default: the one with this host's name]
     #[arg(long, value_name = "NAME", env = "HOLDFAST_NODE")]
     pub(crate) node: Option<String>,
+}
+
+/// Arguments of `inspect`.
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    #[command(flatten)]
+    pub(crate) replica: AtRestArgs,
     /// List every entry of the journal
     #[arg(long)]
     pub(crate) entries: bool,
@@ -32,6 +40,19 @@ pub(crate) struct InspectArgs {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Arguments of `extract`.
+#[derive(Debug, Args)]
+pub(crate) struct ExtractArgs {
+    #[command(flatten)]
+    pub(crate) replica: AtRestArgs,
+    /// Begin here
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "0B")]
+    pub(crate) offset: u64,
+    /// So much of it [default: to the end]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) length: Option<u64>,
 }
 
 /// What to do with a configuration file.

@@ -19,7 +19,7 @@ pub(crate) use cluster::{
     SwitchoverArgs, WordArgs,
 };
 pub(crate) use device::{AttachArgs, ClientCertificateArgs, DetachArgs};
-pub(crate) use file::{ConfigCommand, InspectArgs};
+pub(crate) use file::{AtRestArgs, ConfigCommand, ExtractArgs, InspectArgs};
 pub(crate) use process::{CreateArgs, MoveJournalArgs, OrchestratorArgs, ReplicatorArgs};
 pub(crate) use trial::{DemoArgs, OnOff, SandboxArgs};
 pub(crate) use volume::{
@@ -104,6 +104,8 @@ pub(crate) enum Command {
     Detach(DetachArgs),
     /// Read a replica at rest: superblock, journal, entries. Exit code 3 if it is damaged
     Inspect(InspectArgs),
+    /// Write what a volume holds to standard output, read off a replica at rest: its disk, with its journal on top
+    Extract(ExtractArgs),
     /// Check a configuration file, or print one to begin with
     #[command(subcommand)]
     Config(ConfigCommand),

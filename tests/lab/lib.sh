@@ -86,6 +86,21 @@ make_ram_disks() {
   modprobe -a crc32c_generic ext4
 }
 
+# start_udev: with the rules of Debian and ours; it looks into every device that comes, as on any machine.
+start_udev() {
+  mkdir -p /etc/udev/rules.d
+  cp examples/65-holdfast.rules /etc/udev/rules.d/
+  (exec -a systemd-udevd udevadm --daemon) || fail "no udev"
+}
+
+# is_alias DEVICE: systemd is told by udev that this is the volume's device, and that it is ready.
+is_alias() {
+  local said
+  udevadm settle --timeout 20
+  said=$(udevadm info --query property "$1")
+  grep -qx 'SYSTEMD_ALIAS=/dev/holdfast/r0' <<<"$said" && ! grep -qx 'SYSTEMD_READY=0' <<<"$said"
+}
+
 # make_cluster MIB: a configuration, and replicas of the volume r0 on nodes a and b.
 make_cluster() {
   local node port=7801
@@ -178,9 +193,44 @@ under_load() {
   say "        $(grep -o 'connected again.*' "$WORK/follow.log" | tail -n 1)"
 }
 
+# test_operations: what block devices can be asked beside reads and writes.
+test_operations() {
+  say "writes, zeroes, discards"
+  local device=/dev/holdfast/r0
+  head -c $((3 << 20)) /dev/urandom >"$WORK/pattern"
+  expect "write" dd if="$WORK/pattern" of=$device bs=1M oflag=direct conv=fsync
+  expect "read back" cmp -n $((3 << 20)) "$WORK/pattern" $device
+  expect "zero" /usr/bin/fallocate --zero-range -o $((1 << 20)) -l $((1 << 20)) $device
+  expect "discard" blkdiscard -o $((2 << 20)) -l $((1 << 20)) $device
+  expect "what was left alone stays" cmp -n $((1 << 20)) "$WORK/pattern" $device
+  expect "the rest is zero" bash -c "dd if=$device bs=1M skip=1 count=2 iflag=direct | cmp -n $((2 << 20)) - /dev/zero"
+}
+
+# exercise SEED: files on /mnt as applications treat them: fio's verified writes, and fsx's mixture of everything else.
+exercise() {
+  expect "fio writes and verifies" load 2 "exercise-$1"
+  expect "fsx finds what it wrote" timeout 60 ./fsx.py /mnt/fsx "$1" 400
+}
+
+# mib_of_mnt: what the file system on /mnt has in all.
+mib_of_mnt() { df -m /mnt | awk 'NR == 2 { print $2 }'; }
+
 # kill_and_restart NODE
 kill_and_restart() {
   kill_replicator "$1"
   start_replicator "$1"
+  promote "$1"
+}
+
+# upgrade NODE: another binary takes over from one that is stopped in order.
+upgrade() {
+  local newer=$WORK/holdfast-newer
+  cp "$(command -v holdfast)" "$newer"
+  kill -TERM "${REPLICATOR[$1]}"
+  wait "${REPLICATOR[$1]}" || fail "the replicator ends with $?"
+  "$newer" replicator --config "$WORK/holdfast.toml" --node "$1" >>"$WORK/$1.log" 2>&1 &
+  REPLICATOR[$1]=$!
+  wait_for 20 "the newer replicator of $1" on "$1" status r0
+  expect "it is the other binary" test "$(readlink "/proc/${REPLICATOR[$1]}/exe")" = "$newer"
   promote "$1"
 }

@@ -2,12 +2,14 @@
 //! `kill`; of who follows it by itself, into `failover`; of backups that read only what changed, into `backup`; of two sides
 //! that went on alone, or a secondary that stands still, into `fork`; of a copy that is brought level by blocks, into
 //! `resync`; of disks that rot, into `scrub`; of a volume that grows, into `grow`; of replicas that come and go, into
-//! `replicas`; of a journal that is moved, into `journal`; of what a wrong start says, into `messages`; of bytes nobody
+//! `replicas`; of a journal that is moved, into `journal`; of what is read off a replica at
+//! rest, into `content`; of what a wrong start says, into `messages`; of bytes nobody
 //! should send, into `hostile`; of a client that is not ours, into `foreign`; of one that must prove who it is, into
 //! `nbd_tls`; of load balancers, monitoring and hooks, into `api`.
 
 mod api;
 mod backup;
+mod content;
 mod failover;
 mod fencing;
 mod foreign;
