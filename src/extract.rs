@@ -22,7 +22,8 @@ pub(crate) fn run(arguments: &ExtractArgs) -> Result<()> {
     }
     let content = Content::open(&subject.journal, disk)?;
     let judged = Disk::judge(disk, Some(content.superblock()))?;
-    if !judged.is_sound {
+    // Nothing is written, so images of devices will do.
+    if !judged.is_sound && !judged.may_be_image {
         bail!("the disk {} {}", disk.display(), judged.verdict);
     }
     let state = content.superblock().disk_state;

@@ -91,6 +91,8 @@ pub(crate) struct Disk {
     pub(crate) verdict: String,
     /// Whether a start would take it.
     pub(crate) is_sound: bool,
+    /// Whether it is a file that is as long as the device that the journal belongs to: perhaps its image.
+    pub(crate) may_be_image: bool,
 }
 
 impl Disk {
@@ -99,7 +101,7 @@ impl Disk {
         let metadata = std::fs::metadata(path).with_context(cannot)?;
         let Some(superblock) = superblock else {
             let verdict = "cannot be told without a superblock".to_owned();
-            return Ok(Self { verdict, is_sound: true });
+            return Ok(Self { verdict, is_sound: true, may_be_image: false });
         };
         let fingerprint = if metadata.is_file() { metadata.ino() } else { 0 };
         let bytes = File::open(path).and_then(|mut disk| disk.seek(SeekFrom::End(0))).with_context(cannot)?;
@@ -117,6 +119,7 @@ impl Disk {
         Ok(Self {
             verdict: problem.unwrap_or_else(|| "is the one this journal belongs to".to_owned()),
             is_sound,
+            may_be_image: metadata.is_file() && of_journal == 0 && bytes >= wanted,
         })
     }
 }
