@@ -15,6 +15,8 @@ mod extract;
 mod inspect;
 mod nbd_client;
 mod nbd_negotiation;
+mod new_cluster;
+mod new_file;
 mod notify;
 mod orchestrator;
 mod orchestrator_cluster;

@@ -20,7 +20,7 @@ pub(crate) fn run(arguments: &OrchestratorArgs) -> Result<()> {
         die_with(parent)?;
     }
     let (cluster, node) = target::node(&arguments.node)?;
-    let options = Options::new(&cluster, &node)?;
+    let options = Options::new(&arguments.node.config, &cluster, &node)?;
     if let Some(folder) = node.orchestrator.as_ref().and_then(|own| own.control.parent())
         && !folder.exists()
     {

@@ -5,14 +5,15 @@ use std::path::Path;
 
 use anyhow::Result;
 use orchestrator::control::Client;
-use orchestrator::control::json::{Move, Note, Plan, Severity, Status, Switch};
+use orchestrator::control::json::{Invite, Invited, Move, Note, Plan, Severity, Status, Switch};
+use replicator::config::format_duration_ms;
 use replicator::control::json::Done;
 use serde::Serialize;
 
 use crate::cli::{ClusterArgs, ClusterCommand};
-use crate::cluster_stacks;
 use crate::output::{self, Style};
 use crate::table::Table;
+use crate::{cluster_stacks, new_cluster};
 
 pub(crate) const CONTROL_SOCKET: &str = "/run/holdfast/orchestrator.sock";
 /// Happenings shown.
@@ -23,6 +24,13 @@ pub(crate) fn run(arguments: &ClusterArgs) -> Result<()> {
     let socket = arguments.control.as_deref().unwrap_or(Path::new(CONTROL_SOCKET));
     let client = Client::new(socket);
     match &arguments.command {
+        ClusterCommand::Init(init) => new_cluster::init(init, arguments.json),
+        ClusterCommand::Join(join) => new_cluster::come_in(join, arguments.json),
+        ClusterCommand::Token { node, valid } => {
+            let invited: Invited =
+                client.post(&format!("/v1/nodes/{node}/token"), &Invite { valid_ms: *valid })?;
+            show(arguments.json, &invited, || render_invited(&invited))
+        }
         ClusterCommand::Status => {
             let status: Status = client.get("/v1/status")?;
             show(arguments.json, &status, || render(&status, Style::stdout()))
@@ -150,6 +158,15 @@ fn wrong(status: &Status, style: Style) -> String {
         out.push_str(&format!("\n{}\n", style.green("Nothing is wrong.")));
     }
     out
+}
+
+fn render_invited(invited: &Invited) -> String {
+    let valid = format_duration_ms(invited.valid_ms);
+    format!(
+        "on the machine that is to be {}, once and within {valid}:\n\nholdfast cluster join {}\n\n\
+         Whoever has the token gets the cluster's secret: tell it to that machine alone.",
+        invited.node, invited.token
+    )
 }
 
 fn render_plan(plan: &Plan) -> String {

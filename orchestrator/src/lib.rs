@@ -9,6 +9,7 @@ pub mod fence;
 mod happening;
 mod heartbeat;
 mod hook;
+pub mod join;
 mod leases;
 mod link;
 mod mind;

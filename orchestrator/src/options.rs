@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use orchestrator_core::fence::{Mode, Rules};
 use orchestrator_core::lease::Terms;
@@ -36,6 +36,8 @@ pub enum OptionsError {
 #[derive(Clone, Debug)]
 pub struct Options {
     pub(crate) cluster: String,
+    /// The file that all this stands in.
+    pub(crate) configuration: PathBuf,
     pub(crate) me: NodeId,
     pub(crate) incarnation: u64,
     pub(crate) secret: Secret,
@@ -54,11 +56,15 @@ pub struct Options {
 }
 
 impl Options {
-    /// The options of `node`.
+    /// The options of `node`, from the file at `configuration`.
     ///
     /// # Errors
     /// If the configuration has no orchestrator, or was read without its secret.
-    pub fn new(cluster: &Cluster, node: &replicator::config::Node) -> Result<Self, OptionsError> {
+    pub fn new(
+        configuration: &Path,
+        cluster: &Cluster,
+        node: &replicator::config::Node,
+    ) -> Result<Self, OptionsError> {
         let section = cluster.orchestrator.as_ref().ok_or(OptionsError::NoSection)?;
         let own = node.orchestrator.as_ref().ok_or(OptionsError::NoSection)?;
         let secret = cluster.secret.clone().ok_or(OptionsError::NoSecret)?;
@@ -92,6 +98,7 @@ impl Options {
         let executors = executors(&cluster.stacks, &places);
         Ok(Self {
             cluster: cluster.name.clone(),
+            configuration: configuration.to_owned(),
             me: NodeId(node.id.0),
             incarnation: cluster.incarnation.0,
             secret,

@@ -75,7 +75,7 @@ impl Identity {
     /// # Errors
     /// If the system gives no random numbers.
     pub fn new(secret: &Secret, incarnation: u64, node: u8) -> Result<Self, CertificateError> {
-        let (authority, chain, key) = make_certificates(secret, incarnation, node)
+        let Certificates { authority, chain, key } = make_certificates(secret, &name_of(incarnation, node))
             .map_err(|error| CertificateError(error.to_string()))?;
         let identity = || -> Result<Self, rustls::Error> {
             let mut roots = RootCertStore::empty();
@@ -117,9 +117,15 @@ pub(crate) fn pkcs8_of(seed: [u8; 32]) -> Vec<u8> {
     [&PKCS8_ED25519[..], &seed].concat()
 }
 
-type Certificates = (CertificateDer<'static>, Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+/// What one process proves itself with, and by whose word.
+pub(crate) struct Certificates {
+    pub(crate) authority: CertificateDer<'static>,
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    pub(crate) key: PrivateKeyDer<'static>,
+}
 
-fn make_certificates(secret: &Secret, incarnation: u64, node: u8) -> Result<Certificates, rcgen::Error> {
+/// A new certificate with this name, of the authority that the secret stands for.
+pub(crate) fn make_certificates(secret: &Secret, name: &str) -> Result<Certificates, rcgen::Error> {
     let key = PrivatePkcs8KeyDer::from(pkcs8_of(derive(secret, b"authority")));
     let key = KeyPair::from_pkcs8_der_and_sign_algo(&key, &PKCS_ED25519)?;
     let mut params = CertificateParams::new(Vec::new())?;
@@ -129,11 +135,12 @@ fn make_certificates(secret: &Secret, incarnation: u64, node: u8) -> Result<Cert
     let authority = CertifiedIssuer::self_signed(params, key)?;
 
     let own = KeyPair::generate_for(&PKCS_ED25519)?;
-    let mut params = CertificateParams::new(vec![name_of(incarnation, node)])?;
+    let mut params = CertificateParams::new(vec![name.to_owned()])?;
     params.extended_key_usages =
         vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-    params.distinguished_name.push(DnType::CommonName, name_of(incarnation, node));
+    params.distinguished_name.push(DnType::CommonName, name);
     let certificate = params.signed_by(&own, &authority)?;
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(own.serialize_der()));
-    Ok((authority.der().clone(), vec![certificate.der().clone()], key))
+    let (authority, chain) = (authority.der().clone(), vec![certificate.der().clone()]);
+    Ok(Certificates { authority, chain, key })
 }

@@ -32,6 +32,7 @@ mod secure;
 mod session;
 mod start;
 pub mod ublk;
+pub mod welcome;
 
 pub use arena::spare_from_oom_killer;
 pub use create::{Created, create};

@@ -1,8 +1,10 @@
 //! Arguments of what is asked of an orchestrator, or told it.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Subcommand};
+use replicator::config::{NewNode, parse_duration_ms};
 
 /// Arguments of `cluster`.
 #[derive(Debug, Args)]
@@ -103,6 +105,18 @@ pub(crate) struct WordArgs {
 /// What to ask the orchestrator, or to tell it.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ClusterCommand {
+    /// Begin a cluster: write its configuration and its secret on the first node. Nothing is overwritten
+    Init(InitArgs),
+    /// Make a token with which one machine comes in as NODE, once; on a node that is in already
+    Token {
+        /// The node that the machine is to be; it stands in the configuration
+        node: String,
+        /// How long the token is good for
+        #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = parse_duration_ms)]
+        valid: u64,
+    },
+    /// Come into a cluster: fetch the configuration and the secret for a token. Nothing is overwritten
+    Join(JoinArgs),
     /// Who leads, who is heard, who may write each volume, and why nothing else
     Status,
     /// What would happen, by the decisions themselves; nothing is changed
@@ -154,6 +168,41 @@ pub(crate) enum ClusterCommand {
         #[arg(long)]
         off: bool,
     },
+}
+
+/// Arguments of `cluster init`.
+#[derive(Debug, Args)]
+pub(crate) struct InitArgs {
+    /// The cluster's name
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: String,
+    /// A node and its IP address, this one first; perhaps with the port of its orchestrator
+    #[arg(long = "node", value_name = "NAME=ADDRESS[:PORT]", required = true, value_parser = new_node)]
+    pub(crate) nodes: Vec<NewNode>,
+    /// Where to write; the secret lies beside it
+    #[arg(long, value_name = "FILE", default_value = CONFIG_FILE)]
+    pub(crate) config: PathBuf,
+}
+
+/// Arguments of `cluster join`.
+#[derive(Debug, Args)]
+pub(crate) struct JoinArgs {
+    /// What `holdfast cluster token` printed
+    pub(crate) token: String,
+    /// Where to write; the secret lies where it says
+    #[arg(long, value_name = "FILE", default_value = CONFIG_FILE)]
+    pub(crate) config: PathBuf,
+}
+
+/// Where a machine's configuration lies unless told otherwise.
+const CONFIG_FILE: &str = "/etc/holdfast/holdfast.toml";
+
+fn new_node(text: &str) -> Result<NewNode, String> {
+    let (name, at) = text.split_once('=').ok_or("write it as in a=10.0.0.1")?;
+    let socket = at.parse::<SocketAddr>().ok();
+    let address = at.parse().ok().or(socket.map(|at| at.ip()));
+    let address = address.ok_or_else(|| format!("\"{at}\" is not an IP address; names are not looked up"))?;
+    Ok(NewNode { name: name.to_owned(), address, port: socket.map(|at| at.port()) })
 }
 
 /// Arguments of `switchover`.

@@ -16,7 +16,7 @@ use clap::{Args, Parser, Subcommand};
 
 pub(crate) use cluster::{
     AskArgs, ClusterArgs, ClusterCommand, ConfirmOffArgs, EventsArgs, ExplainArgs, FenceArgs, HistoryArgs,
-    SwitchoverArgs, WordArgs,
+    InitArgs, JoinArgs, SwitchoverArgs, WordArgs,
 };
 pub(crate) use device::{AttachArgs, ClientCertificateArgs, DetachArgs};
 pub(crate) use file::{AtRestArgs, ConfigCommand, ExtractArgs, InspectArgs};

@@ -5,7 +5,8 @@
 //! `replicas`; of a journal that is moved, into `journal`; of what is read off a replica at
 //! rest, into `content`; of what a wrong start says, into `messages`; of bytes nobody
 //! should send, into `hostile`; of a client that is not ours, into `foreign`; of one that must prove who it is, into
-//! `nbd_tls`; of load balancers, monitoring and hooks, into `api`.
+//! `nbd_tls`; of load balancers, monitoring and hooks, into `api`; of how a cluster is made, into
+//! `joining`.
 
 mod api;
 mod backup;
@@ -16,8 +17,10 @@ mod foreign;
 mod fork;
 mod grow;
 mod hostile;
+mod joining;
 mod journal;
 mod kill;
+mod machines;
 mod messages;
 mod nbd_tls;
 mod replicas;

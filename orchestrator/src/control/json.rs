@@ -223,3 +223,22 @@ pub struct Switch {
     #[serde(default)]
     pub node: Option<String>,
 }
+
+/// Body of `POST /v1/nodes/{node}/token`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Invite {
+    /// How long the token is good for.
+    pub valid_ms: u64,
+}
+
+/// Answer to it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Invited {
+    /// What the machine that is to be this node is told.
+    pub token: String,
+    /// The node.
+    pub node: String,
+    /// How long the token is good for.
+    pub valid_ms: u64,
+}

@@ -12,6 +12,7 @@
 //! GET  /v1/nodes/{node}/fence           what would happen if it were switched off; at the leader
 //! POST /v1/nodes/{node}/fence           {"who": "root"}; at the leader
 //! POST /v1/nodes/{node}/confirm-off     {"who": "root"}
+//! POST /v1/nodes/{node}/token           {"valid_ms": 3600000}; on the socket alone
 //! POST /v1/pause                        {"on": true, "volume": "r0"} or {"on": true, "node": "b"} or {"on": true}
 //! ```
 //!
@@ -20,6 +21,7 @@
 mod explain;
 mod history;
 pub mod json;
+mod newcomers;
 mod power;
 mod routes;
 mod server;

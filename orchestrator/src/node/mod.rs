@@ -1,6 +1,7 @@
 //! One node's orchestrator while it runs: it turns every few milliseconds, reports to the leader, decides if it is the
 //! leader, and does what the record asks of its own replicas. What is decided is the core's; here it is only carried out.
 
+mod newcomers;
 mod proposals;
 mod questions;
 mod reports;
@@ -19,6 +20,7 @@ use orchestrator_core::units::{Instant, NodeId};
 use replicator::config::Occasion;
 use replicator::control::ServerError;
 use replicator::identity::{CertificateError, Identity};
+use replicator::welcome;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
@@ -29,6 +31,7 @@ use crate::consensus::{Consensus, StartError};
 use crate::happening::Happening;
 use crate::heartbeat::{self, Heartbeats};
 use crate::hook::Hooks;
+use crate::join::{Answer, Ask, Binding, Invitations};
 use crate::leases::LeaseFile;
 use crate::link::Link;
 use crate::mind::{EventKind, Mind};
@@ -36,7 +39,7 @@ use crate::options::Options;
 use crate::power::unix_ms;
 use crate::transport::message::{Request, Response};
 use crate::transport::peer::Address;
-use crate::transport::server::{Handler, serve};
+use crate::transport::server::{Handler, Proofs, serve};
 use crate::watchdog::Watchdog;
 
 /// How long another orchestrator may take to answer.
@@ -78,6 +81,7 @@ pub(crate) struct Orchestrator {
     lease_file: LeaseFile,
     pub(crate) watchdog: Mutex<Option<Watchdog>>,
     pub(crate) hooks: Hooks,
+    invitations: Mutex<Invitations>,
     mind: Mutex<Mind>,
     /// There is something to decide on before the next turn is due.
     wake: Notify,
@@ -89,6 +93,7 @@ impl Orchestrator {
     /// Starts everything but the turning, which is [`Orchestrator::run`].
     pub(crate) async fn start(options: Options, link: Arc<dyn Link>) -> Result<Arc<Self>, RunError> {
         let identity = Identity::new(&options.secret, options.incarnation, options.me.0)?;
+        let proofs = Proofs { identity: identity.clone(), welcoming: welcome::welcoming(&options.secret)? };
         let me = options.me;
         let others = || options.nodes.iter().filter(|(node, _)| **node != me);
         let preferred: BTreeMap<NodeId, watch::Sender<usize>> =
@@ -123,7 +128,6 @@ impl Orchestrator {
         mind.stacks = crate::stack::begin(&options.policy, me);
         let watchdog = options.watchdog.as_ref();
         let watchdog = watchdog.map(|watchdog| Watchdog::new(watchdog.device.clone(), watchdog.timeout_ms));
-        let incarnation = options.incarnation;
         let name = options.policy.node_name(me);
         let hooks = Hooks::start(options.hooks.clone(), options.cluster.clone(), name)?;
         let orchestrator = Arc::new(Self {
@@ -136,12 +140,13 @@ impl Orchestrator {
             lease_file,
             watchdog: Mutex::new(watchdog),
             hooks,
+            invitations: Mutex::new(Invitations::default()),
             mind: Mutex::new(mind),
             wake: Notify::new(),
             news: Notify::new(),
         });
         for listener in listeners {
-            tokio::spawn(serve(listener, identity.clone(), incarnation, Arc::clone(&orchestrator)));
+            tokio::spawn(serve(listener, proofs.clone(), Arc::clone(&orchestrator)));
         }
         Ok(orchestrator)
     }
@@ -285,5 +290,9 @@ impl Handler for Orchestrator {
             Err(Request::Seal(seal)) => self.on_seal(seal).await,
             Err(_) => Response::Failed("this is for Raft, which did not take it".to_owned()),
         }
+    }
+
+    async fn welcome(self: &Arc<Self>, binding: Binding, ask: Ask) -> Answer {
+        self.on_newcomer(binding, &ask).await
     }
 }

@@ -152,6 +152,14 @@ pub(crate) async fn write_frame<T: Serialize>(
 pub(crate) async fn read_frame<T: DeserializeOwned>(
     stream: &mut (impl AsyncRead + Unpin),
 ) -> io::Result<Option<T>> {
+    read_frame_of(stream, FRAME_BYTES_MAX).await
+}
+
+/// Reads one frame of at most so many bytes.
+pub(crate) async fn read_frame_of<T: DeserializeOwned>(
+    stream: &mut (impl AsyncRead + Unpin),
+    bytes_max: usize,
+) -> io::Result<Option<T>> {
     let mut len = [0; 4];
     match stream.read_exact(&mut len).await {
         Ok(_) => {}
@@ -159,7 +167,7 @@ pub(crate) async fn read_frame<T: DeserializeOwned>(
         Err(error) => return Err(error),
     }
     let len = usize::try_from(u32::from_le_bytes(len)).unwrap_or(usize::MAX);
-    if len > FRAME_BYTES_MAX {
+    if len > bytes_max {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
             format!("a frame of {len} bytes is too long"),

@@ -127,14 +127,19 @@ mod tests {
     use replicator::options::Secret;
     use tokio::net::TcpListener;
 
-    use super::super::server::{Handler, serve};
+    use super::super::server::{Handler, Proofs, serve};
     use super::*;
+    use crate::join::{Answer, Ask, Binding, Reason};
 
     struct Empty;
 
     impl Handler for Empty {
         async fn handle(self: &Arc<Self>, _from: NodeId, _request: Request) -> Response {
             Response::Identity { voter: 1, initialized: false }
+        }
+
+        async fn welcome(self: &Arc<Self>, _binding: Binding, _ask: Ask) -> Answer {
+            Answer::Refused(Reason::Unknown)
         }
     }
 
@@ -159,7 +164,8 @@ mod tests {
         let front = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let (to, at) = (server.local_addr().expect("it has one"), front.local_addr().expect("it has one"));
         let count = Arc::new(AtomicU32::new(0));
-        tokio::spawn(serve(server, identity(1), 1, Arc::new(Empty)));
+        let welcoming = replicator::welcome::welcoming(&secret).expect("there are random numbers");
+        tokio::spawn(serve(server, Proofs { identity: identity(1), welcoming }, Arc::new(Empty)));
         tokio::spawn(hold_back(front, to, Duration::from_millis(300), Arc::clone(&count)));
         let (_links, link) = watch::channel(0);
         let (me, node) = (NodeId(0), NodeId(1));

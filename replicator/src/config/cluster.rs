@@ -28,6 +28,8 @@ pub struct Cluster {
     pub incarnation: Incarnation,
     /// What peers prove to each other; `None` if it was not asked for.
     pub secret: Option<Secret>,
+    /// Where that lies; `None` if it stands in the configuration itself.
+    pub secret_file: Option<PathBuf>,
     /// Its nodes.
     pub nodes: Vec<Node>,
     /// Its volumes.

@@ -5,6 +5,7 @@
 //! text -> section (keys, types, unknown keys) -> reader (units, defaults) -> relations -> Cluster
 //! ```
 
+mod begin;
 mod cluster;
 mod example;
 mod fence;
@@ -32,6 +33,7 @@ use thiserror::Error;
 
 use file::FileError;
 
+pub use begin::{NewNode, begin};
 pub use cluster::{Cluster, Node, OptionsError, Replica, Volume, names_of};
 pub use example::example;
 pub use fence::{FenceDevice, FencePlaces};

@@ -25,6 +25,14 @@ const NAME_BYTES_MAX: usize = 64;
 const JOURNAL_BYTES: u64 = 1 << 30;
 const PROTOCOLS: [(&str, Protocol); 3] = [("A", Protocol::A), ("B", Protocol::B), ("C", Protocol::C)];
 
+/// What `[cluster]` says.
+struct Head {
+    name: String,
+    incarnation: Incarnation,
+    secret: Option<Secret>,
+    secret_file: Option<PathBuf>,
+}
+
 /// A `[[node]]` with the places of its values.
 pub(super) struct NodeDraft {
     pub(super) id: At<NodeId>,
@@ -97,9 +105,9 @@ pub(super) fn read(
     if problems.has_errors() {
         return None;
     }
-    let (name, incarnation, secret) = head?;
+    let head = head?;
     let orchestrator = orchestrator.map(|at| at.value);
-    let mut cluster = build(name, incarnation, secret, nodes, volumes, orchestrator);
+    let mut cluster = build(head, nodes, volumes, orchestrator);
     let id_of =
         |name: &str| cluster.nodes.iter().find(|node| node.name == name).expect("checked in relations").id;
     let volume_of =
@@ -116,7 +124,7 @@ fn read_cluster(
     path: &Path,
     with_secret: WithSecret,
     problems: &mut Problems,
-) -> Option<(String, Incarnation, Option<Secret>)> {
+) -> Option<Head> {
     let section = top.table("cluster", "[cluster]", problems);
     let help = "begin with: [cluster], then name = \"...\" and secret-file = \"secret\"".to_owned();
     let mut section = top.require("cluster", section, help, problems)?;
@@ -125,6 +133,7 @@ fn read_cluster(
     let name = name.and_then(|name| checked_name(name, problems));
     let incarnation = section.integer("incarnation", 1..=u64::MAX / 2, problems).map_or(1, |at| at.value);
     let (inline, file) = (section.text("secret", problems), section.text("secret-file", problems));
+    let secret_file = file.as_ref().map(|file| resolve(path, &file.value));
     let secret = match (inline, file) {
         (Some(inline), Some(_)) => {
             problems.error(&inline.span, "both `secret` and `secret-file` are given", "keep one".to_owned());
@@ -148,7 +157,7 @@ fn read_cluster(
         }
     };
     section.finish(problems);
-    Some((name?.value, Incarnation(incarnation), secret))
+    Some(Head { name: name?.value, incarnation: Incarnation(incarnation), secret, secret_file })
 }
 
 fn read_nodes(top: &mut Section<'_>, path: &Path, problems: &mut Problems) -> Option<Vec<NodeDraft>> {
@@ -372,9 +381,7 @@ pub(super) fn checked_socket(
 }
 
 fn build(
-    name: String,
-    incarnation: Incarnation,
-    secret: Option<Secret>,
+    head: Head,
     nodes: Vec<NodeDraft>,
     volumes: Vec<VolumeDraft>,
     orchestrator: Option<Orchestrator>,
@@ -400,9 +407,10 @@ fn build(
         .collect();
     let volumes = volumes.into_iter().map(|volume| build_volume(volume, &nodes)).collect();
     Cluster {
-        name,
-        incarnation,
-        secret,
+        name: head.name,
+        incarnation: head.incarnation,
+        secret: head.secret,
+        secret_file: head.secret_file,
         nodes,
         volumes,
         orchestrator,
