@@ -34,8 +34,8 @@ pub(crate) fn run_operator(arguments: &ClientCertificateArgs) -> Result<()> {
 fn write(arguments: &ClientCertificateArgs, of: Authority) -> Result<()> {
     let (name, folder) = (&arguments.name, arguments.folder.as_path());
     let cluster = target::load(&arguments.config, WithSecret::Yes)?;
-    let secret = cluster.secret.as_ref().ok_or(OptionsError::NoSecret)?;
-    ClientFiles::issue(secret, of, name)?
+    let secrets = cluster.secrets.as_ref().ok_or(OptionsError::NoSecret)?;
+    ClientFiles::issue(secrets, of, name)?
         .write(folder)
         .with_context(|| format!("the certificate of {name} is not written to {}", folder.display()))
 }

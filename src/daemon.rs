@@ -6,7 +6,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 
 use anyhow::{Context, Result, bail};
 use replicator::config::{Cluster, Node};
-use replicator::control::{Facts, LiveFacts, Server, ServerError, Volume, serve_metrics};
+use replicator::control::{Facts, LiveFacts, Reload, Server, ServerError, Volume, serve_metrics};
 use replicator::{VolumeFault, VolumeHandle};
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -38,10 +38,11 @@ pub(crate) fn run(arguments: &ReplicatorArgs) -> Result<()> {
     let served: Vec<Arc<dyn Volume>> =
         volumes.iter().map(|volume| Arc::new(volume.clone()) as Arc<dyn Volume>).collect();
     let reloader = Reloader::new(arguments.node.clone(), node.clone(), volumes.clone(), cluster.clone());
+    let reloader = Arc::new(reloader);
     let facts = LiveFacts::new(Facts::new(cluster, node.id));
     let servers = (|| {
         let metrics = node.metrics_listen.map(|at| serve_metrics(at, facts.clone(), served.clone()));
-        let control = Server::start(&node.control, facts, served, Box::new(reloader))?;
+        let control = Server::start(&node.control, facts, served, Arc::clone(&reloader) as Arc<dyn Reload>)?;
         Ok::<_, ServerError>((metrics.transpose()?, control))
     })();
     let servers = match servers {
@@ -51,6 +52,10 @@ pub(crate) fn run(arguments: &ReplicatorArgs) -> Result<()> {
             return Err(error.into());
         }
     };
+    // Who rotates the cluster's keys asks running replicators: this one may have read them a moment before it could be asked.
+    if let Err(error) = reloader.rekey() {
+        say(&format!("the cluster's keys are as they were read at the start: {error}"));
+    }
     for volume in &volumes {
         watch_volume(volume.clone(), happened.clone())?;
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use orchestrator::control::Client;
-use orchestrator::control::json::{Invite, Invited, Move, Note, Plan, Severity, Status, Switch};
+use orchestrator::control::json::{Invite, Invited, Move, Note, Plan, RotateKeys, Severity, Status, Switch};
 use replicator::config::format_duration_ms;
 use replicator::control::json::Done;
 use serde::Serialize;
@@ -30,6 +30,10 @@ pub(crate) fn run(arguments: &ClusterArgs) -> Result<()> {
             let invited: Invited =
                 client.post(&format!("/v1/nodes/{node}/token"), &Invite { valid_ms: *valid })?;
             show(arguments.json, &invited, || render_invited(&invited))
+        }
+        ClusterCommand::RotateKeys { keep_old } => {
+            let done: Done = client.post("/v1/keys/rotate", &RotateKeys { keep_old: *keep_old })?;
+            show(arguments.json, &done, || format!("{}{}", done.message, after_rotation(*keep_old)))
         }
         ClusterCommand::Status => {
             let status: Status = client.get("/v1/status")?;
@@ -167,6 +171,17 @@ fn render_invited(invited: &Invited) -> String {
          Whoever has the token gets the cluster's secret: tell it to that machine alone.",
         invited.node, invited.token
     )
+}
+
+/// What is left for people to do.
+fn after_rotation(is_old_kept: bool) -> &'static str {
+    if is_old_kept {
+        "\n\nnext: make the certificates of NBD clients and operators anew, if there are any, and bring them there; then\n\
+         holdfast cluster rotate-keys"
+    } else {
+        "\n\nCertificates of NBD clients and operators that were made before are of no use any more: make new ones with\n\
+         holdfast client-certificate and holdfast operator-certificate."
+    }
 }
 
 fn render_plan(plan: &Plan) -> String {

@@ -1,5 +1,6 @@
 //! `holdfast reload`, and its end in a running replicator: the configuration file is read again, and replicas of the
-//! volumes here that are new in it, or gone from it, are taken in and let go. Nothing else changes without a restart.
+//! volumes here that are new in it, or gone from it, are taken in and let go. Nothing else changes without a restart, but the
+//! cluster's keys, which the orchestrator has taken over while they are rotated.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -7,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use replicator::config::{self, Cluster, Node, WithSecret};
+use replicator::config::{self, Cluster, Node, SecretFiles, WithSecret};
 use replicator::control::{Facts, Reload};
 use replicator::options::VolumeOptions;
 use replicator::{VolumeError, VolumeHandle};
@@ -55,6 +56,28 @@ impl Reloader {
         Ok((facts, done.trim_end().to_owned()))
     }
 
+    /// Has every volume use and accept the keys that lie in the secret's files now.
+    fn take_keys(&self) -> Result<String> {
+        let mut cluster = self.cluster.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(file) = &cluster.secret_file else {
+            return Ok("the secret stands in the configuration, which is read at a start".to_owned());
+        };
+        let secrets = Some(SecretFiles::at(file).load()?);
+        if cluster.secrets == secrets {
+            return Ok("the keys are the same".to_owned());
+        }
+        let new = Cluster { secrets, ..cluster.clone() };
+        for volume in &self.volumes {
+            match volume.rekey(&new.volume_options(&self.node.name, volume.name())?, WITHIN) {
+                // One that has stopped proves nothing to anybody.
+                Ok(_) | Err(VolumeError::Stopped) => {}
+                Err(error) => bail!("{}: {error}", volume.name()),
+            }
+        }
+        *cluster = new;
+        Ok("the keys are taken over".to_owned())
+    }
+
     /// The options of each volume here; an error if something has changed that cannot be taken over.
     fn changes(&self, old: &Cluster, new: &Cluster) -> Result<Vec<VolumeOptions>> {
         let name = &self.node.name;
@@ -94,6 +117,10 @@ const RESTART: &str = "restart this node's replicator for that, a secondary at o
 impl Reload for Reloader {
     fn reload(&self) -> Result<(Facts, String), String> {
         self.take_over().map_err(|error| format!("{error:#}"))
+    }
+
+    fn rekey(&self) -> Result<String, String> {
+        self.take_keys().map_err(|error| format!("{error:#}"))
     }
 }
 

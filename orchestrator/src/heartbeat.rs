@@ -21,12 +21,10 @@ use orchestrator_core::health::Detector;
 use orchestrator_core::policy::Detection;
 use orchestrator_core::units::{Instant, NodeId};
 use orchestrator_core::view::Health;
-use replicator::identity::derive;
-use replicator::options::Secret;
-use ring::hmac;
 use tokio::sync::watch;
 
 use crate::clock::now;
+use crate::keys::{KeySet, Keys};
 
 const MAGIC: u32 = 0x4248_4648;
 const VERSION: u8 = 1;
@@ -42,7 +40,7 @@ pub(crate) struct Options {
     pub(crate) me: NodeId,
     pub(crate) incarnation: u64,
     pub(crate) detection: Detection,
-    pub(crate) secret: Secret,
+    pub(crate) keys: Keys,
     /// The addresses of each node, one for each link. Mine are among them.
     pub(crate) nodes: BTreeMap<NodeId, Vec<SocketAddr>>,
     /// Who wants to know over which link each of the others is best reached.
@@ -62,7 +60,7 @@ struct Shared {
     me: NodeId,
     incarnation: u64,
     process: u64,
-    key: hmac::Key,
+    keys: Keys,
     watched: Mutex<BTreeMap<NodeId, Watched>>,
     /// When the deciding part of this process last turned; if it hangs, this node is as good as dead.
     pulse_ms: AtomicU64,
@@ -106,7 +104,7 @@ impl Heartbeats {
             me: options.me,
             incarnation: options.incarnation,
             process: u64::from_le_bytes(crate::random()).max(1),
-            key: hmac::Key::new(hmac::HMAC_SHA256, &derive(&options.secret, b"heartbeat")),
+            keys: options.keys.clone(),
             watched: Mutex::new(watched.collect()),
             pulse_ms: AtomicU64::new(began.0),
             stop: AtomicBool::new(false),
@@ -193,7 +191,7 @@ fn send(shared: &Shared, links: &[(UdpSocket, Vec<(NodeId, SocketAddr)>)], detec
                         sequence,
                     };
                     // A link that is down is what the others are to notice.
-                    let _ = socket.send_to(&encode(&beat, &shared.key), address);
+                    let _ = socket.send_to(&encode(&beat, &shared.keys.borrow()), address);
                 }
             }
         }
@@ -205,7 +203,7 @@ fn listen(shared: &Shared, socket: &UdpSocket, link: usize) {
     let mut packet = [0; PACKET_BYTES + 1];
     while !shared.stop.load(Ordering::Relaxed) {
         let Ok((len, _)) = socket.recv_from(&mut packet) else { continue };
-        let Some(beat) = decode(&packet[..len], &shared.key) else { continue };
+        let Some(beat) = decode(&packet[..len], &shared.keys.borrow()) else { continue };
         if beat.incarnation != shared.incarnation || usize::from(beat.link) != link {
             continue;
         }
@@ -222,24 +220,26 @@ fn listen(shared: &Shared, socket: &UdpSocket, link: usize) {
     }
 }
 
-fn encode(beat: &Beat, key: &hmac::Key) -> [u8; PACKET_BYTES] {
+fn encode(beat: &Beat, keys: &KeySet) -> [u8; PACKET_BYTES] {
     let mut packet = [0; PACKET_BYTES];
     packet[..4].copy_from_slice(&MAGIC.to_le_bytes());
     packet[4..8].copy_from_slice(&[VERSION, beat.node.0, beat.link, 0]);
     for (place, word) in [beat.incarnation, beat.process, beat.to, beat.sequence].into_iter().enumerate() {
         packet[8 + place * 8..16 + place * 8].copy_from_slice(&word.to_le_bytes());
     }
-    let tag = hmac::sign(key, &packet[..BODY_BYTES]);
+    let tag = keys.sign(&packet[..BODY_BYTES]);
     packet[BODY_BYTES..].copy_from_slice(tag.as_ref());
     packet
 }
 
-fn decode(packet: &[u8], key: &hmac::Key) -> Option<Beat> {
+fn decode(packet: &[u8], keys: &KeySet) -> Option<Beat> {
     if packet.len() != PACKET_BYTES {
         return None;
     }
     let (body, tag) = packet.split_at(BODY_BYTES);
-    hmac::verify(key, body, tag).ok()?;
+    if !keys.verify(body, tag) {
+        return None;
+    }
     let word = |place: usize| body[8 + place * 8..].first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
     if body[..4] != MAGIC.to_le_bytes() || body[4] != VERSION {
         return None;
@@ -250,17 +250,30 @@ fn decode(packet: &[u8], key: &hmac::Key) -> Option<Beat> {
 
 #[cfg(test)]
 mod tests {
+    use replicator::options::Secret;
+    use replicator::secrets::Secrets;
+
     use super::*;
 
     const BEAT: Beat = Beat { node: NodeId(2), link: 1, incarnation: 3, process: 4, to: 5, sequence: 6 };
 
-    fn key(byte: u8) -> hmac::Key {
-        hmac::Key::new(hmac::HMAC_SHA256, &[byte; 32])
+    fn key(byte: u8) -> KeySet {
+        KeySet::new(Secrets::only(Secret(vec![byte; 32])), 1, NodeId(0), None).unwrap()
     }
 
     #[test]
     fn a_heartbeat_is_read_back() {
         assert_eq!(decode(&encode(&BEAT, &key(1)), &key(1)), Some(BEAT));
+    }
+
+    #[test]
+    fn while_keys_are_rotated_both_are_heard() {
+        let secret = |byte| Secret(vec![byte; 32]);
+        let using = Secrets { own: secret(2), next: None, old: Some(secret(1)) };
+        let using = KeySet::new(using, 1, NodeId(0), None).unwrap();
+        assert_eq!(decode(&encode(&BEAT, &key(1)), &using), Some(BEAT));
+        assert_eq!(decode(&encode(&BEAT, &using), &key(2)), Some(BEAT));
+        assert_eq!(decode(&encode(&BEAT, &using), &key(1)), None);
     }
 
     #[test]

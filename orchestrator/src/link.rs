@@ -18,6 +18,9 @@ use thiserror::Error;
 /// How long a replicator may take to say how it is. One that takes longer hangs, and somebody else may have to serve.
 const OBSERVE_WITHIN: Duration = Duration::from_secs(2);
 
+/// How long it may take to take over keys.
+const REKEY_WITHIN: Duration = Duration::from_secs(4);
+
 /// Why a replicator did not do what it was told.
 #[derive(Debug, Error)]
 pub enum LinkError {
@@ -54,6 +57,12 @@ pub trait Link: Send + Sync + 'static {
     /// # Errors
     /// If it does not reign, or nobody knows.
     fn lease(&self, volume: VolumeId, epoch: Epoch, end: Instant) -> Result<(), LinkError>;
+
+    /// Has the replicator take over the cluster's keys; one that does not run reads them when it starts.
+    ///
+    /// # Errors
+    /// If it runs and did not.
+    fn rekey(&self) -> Result<(), LinkError>;
 }
 
 /// The replicator behind a control socket.
@@ -185,6 +194,13 @@ impl Link for ControlLink {
     fn lease(&self, volume: VolumeId, epoch: Epoch, end: Instant) -> Result<(), LinkError> {
         self.client.lease(self.name(volume)?, Lease { epoch: epoch.0, end_ms: end.0 })?;
         Ok(())
+    }
+
+    fn rekey(&self) -> Result<(), LinkError> {
+        match self.client.clone().within(REKEY_WITHIN).rekey() {
+            Err(ClientError::Unreachable { .. }) if is_ownerless(&self.socket) => Ok(()),
+            answer => Ok(answer.map(drop)?),
+        }
     }
 }
 

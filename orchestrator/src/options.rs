@@ -9,8 +9,8 @@ use orchestrator_core::lease::Terms;
 use orchestrator_core::policy::{Detection, Node, Policy, Volume};
 use orchestrator_core::timing::{self, Worst};
 use orchestrator_core::units::{NodeId, VolumeId};
-use replicator::config::{Cluster, FenceMode, names_of};
-use replicator::options::Secret;
+use replicator::config::{Cluster, FenceMode, SecretFiles, names_of};
+use replicator::secrets::Secrets;
 use thiserror::Error;
 
 use crate::fence::{Fencer, devices_of};
@@ -40,7 +40,9 @@ pub struct Options {
     pub(crate) configuration: PathBuf,
     pub(crate) me: NodeId,
     pub(crate) incarnation: u64,
-    pub(crate) secret: Secret,
+    pub(crate) secrets: Secrets,
+    /// Where they lie; `None` if that is the configuration itself.
+    pub(crate) secret_files: Option<SecretFiles>,
     pub(crate) policy: Policy,
     pub(crate) election_ms: u64,
     /// Where each node is reached: an address on each link, the first being the node's own.
@@ -67,7 +69,7 @@ impl Options {
     ) -> Result<Self, OptionsError> {
         let section = cluster.orchestrator.as_ref().ok_or(OptionsError::NoSection)?;
         let own = node.orchestrator.as_ref().ok_or(OptionsError::NoSection)?;
-        let secret = cluster.secret.clone().ok_or(OptionsError::NoSecret)?;
+        let secrets = cluster.secrets.clone().ok_or(OptionsError::NoSecret)?;
         let addresses = cluster.nodes.iter().filter_map(|node| {
             let orchestrator = node.orchestrator.as_ref()?;
             let links = [orchestrator.listen.ip()].into_iter().chain(orchestrator.links.iter().copied());
@@ -101,7 +103,8 @@ impl Options {
             configuration: configuration.to_owned(),
             me: NodeId(node.id.0),
             incarnation: cluster.incarnation.0,
-            secret,
+            secrets,
+            secret_files: cluster.secret_file.as_deref().map(SecretFiles::at),
             policy,
             election_ms: section.election_ms,
             nodes: addresses.collect(),

@@ -9,7 +9,7 @@ use replicator_core::wire::auth::{
 };
 use thiserror::Error;
 
-use crate::options::Secret;
+use crate::secrets::{KeyId, Secrets};
 
 /// The most one end says at once.
 pub(crate) const SAY_BYTES_MAX: usize = CHALLENGE_BYTES + PROOF_BYTES;
@@ -70,28 +70,40 @@ pub(crate) enum Progress {
 /// One end of one handshake.
 pub(crate) struct Handshake {
     end: End,
-    key: hmac::Key,
+    /// Of all secrets that are accepted, the own first.
+    keys: Vec<(KeyId, hmac::Key)>,
     own: Challenge,
     theirs: Option<Challenge>,
+    /// By which the other end has proven itself.
+    proven_with: Option<KeyId>,
 }
 
 impl Handshake {
     /// The dialing end, and what it says first.
-    pub(crate) fn dial(secret: &Secret, volume: VolumeId) -> Result<(Self, Say), AuthError> {
-        let handshake = Self::new(End::Dialer, secret, volume)?;
+    pub(crate) fn dial(secrets: &Secrets, volume: VolumeId) -> Result<(Self, Say), AuthError> {
+        let handshake = Self::new(End::Dialer, secrets, volume)?;
         let say = Say::new([&handshake.own.encode(), &[]]);
         Ok((handshake, say))
     }
 
     /// The listening end, which waits.
-    pub(crate) fn listen(secret: &Secret, volume: VolumeId) -> Result<Self, AuthError> {
-        Self::new(End::Listener, secret, volume)
+    pub(crate) fn listen(secrets: &Secrets, volume: VolumeId) -> Result<Self, AuthError> {
+        Self::new(End::Listener, secrets, volume)
     }
 
-    fn new(end: End, secret: &Secret, volume: VolumeId) -> Result<Self, AuthError> {
+    fn new(end: End, secrets: &Secrets, volume: VolumeId) -> Result<Self, AuthError> {
         let nonce = random::<NONCE_BYTES>()?;
-        let key = hmac::Key::new(hmac::HMAC_SHA256, &secret.0);
-        Ok(Self { end, key, own: Challenge { volume, nonce }, theirs: None })
+        let keys = secrets
+            .accepted()
+            .map(|secret| (KeyId::of(secret), hmac::Key::new(hmac::HMAC_SHA256, &secret.0)))
+            .collect();
+        let own = Challenge { volume, nonce };
+        Ok(Self { end, keys, own, theirs: None, proven_with: None })
+    }
+
+    /// The secret that the other end has proven; `None` before it has.
+    pub(crate) fn proven_with(&self) -> Option<KeyId> {
+        self.proven_with
     }
 
     /// Takes in what came, from its beginning.
@@ -104,7 +116,7 @@ impl Handshake {
             (End::Dialer, _) => {
                 let Some((challenge, proof)) = split(input) else { return Ok(Progress::Wait) };
                 let theirs = self.check_challenge(challenge)?;
-                self.verify(End::Listener, &self.own, &theirs, proof)?;
+                self.proven_with = Some(self.verify(End::Listener, &self.own, &theirs, proof)?);
                 let own = self.prove(End::Dialer, &self.own, &theirs);
                 Ok(Progress::Step { consumed: SAY_BYTES_MAX, say: Some(Say::new([&own, &[]])), done: true })
             }
@@ -120,7 +132,7 @@ impl Handshake {
             }
             (End::Listener, Some(theirs)) => {
                 let Some(proof) = input.first_chunk::<PROOF_BYTES>() else { return Ok(Progress::Wait) };
-                self.verify(End::Dialer, &theirs, &self.own, proof)?;
+                self.proven_with = Some(self.verify(End::Dialer, &theirs, &self.own, proof)?);
                 Ok(Progress::Step { consumed: PROOF_BYTES, say: None, done: true })
             }
         }
@@ -132,20 +144,21 @@ impl Handshake {
     }
 
     fn prove(&self, prover: End, dialer: &Challenge, listener: &Challenge) -> [u8; PROOF_BYTES] {
-        let tag = hmac::sign(&self.key, &transcript(prover, dialer, listener));
+        let tag = hmac::sign(&self.keys[0].1, &transcript(prover, dialer, listener));
         tag.as_ref().try_into().expect("an HMAC-SHA256 has 32 bytes")
     }
 
-    /// Compares in constant time.
+    /// The secret that was proven. Compares in constant time.
     fn verify(
         &self,
         prover: End,
         dialer: &Challenge,
         listener: &Challenge,
         proof: &[u8; PROOF_BYTES],
-    ) -> Result<(), AuthError> {
+    ) -> Result<KeyId, AuthError> {
         let transcript = transcript(prover, dialer, listener);
-        hmac::verify(&self.key, &transcript, proof).map_err(|_| AuthError::Proof)
+        let is_it = |(_, key): &&(KeyId, hmac::Key)| hmac::verify(key, &transcript, proof).is_ok();
+        self.keys.iter().find(is_it).map(|(id, _)| *id).ok_or(AuthError::Proof)
     }
 }
 
@@ -164,6 +177,11 @@ pub(crate) fn random<const N: usize>() -> Result<[u8; N], AuthError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::options::Secret;
+
+    fn secrets(bytes: &[u8]) -> Secrets {
+        Secrets::only(Secret(bytes.to_vec()))
+    }
 
     fn say(progress: &Progress) -> (Vec<u8>, bool) {
         match *progress {
@@ -172,7 +190,7 @@ mod tests {
         }
     }
 
-    fn run(dialer: &Secret, listener: &Secret, volumes: [u128; 2]) -> Result<(), AuthError> {
+    fn run(dialer: &Secrets, listener: &Secrets, volumes: [u128; 2]) -> Result<(), AuthError> {
         let (mut dialing, first) = Handshake::dial(dialer, VolumeId(volumes[0]))?;
         let mut listening = Handshake::listen(listener, VolumeId(volumes[1]))?;
         let (answer, done) = say(&listening.advance(first.bytes())?);
@@ -186,15 +204,31 @@ mod tests {
 
     #[test]
     fn who_knows_the_secret_gets_in_and_nobody_else() {
-        let (right, wrong) = (Secret(vec![7; 32]), Secret(vec![8; 32]));
+        let (right, wrong) = (secrets(&[7; 32]), secrets(&[8; 32]));
         assert_eq!(run(&right, &right, [1, 1]), Ok(()));
         assert_eq!(run(&right, &wrong, [1, 1]), Err(AuthError::Proof));
         assert_eq!(run(&right, &right, [1, 2]), Err(AuthError::Volume(1)));
     }
 
     #[test]
+    fn while_keys_are_rotated_either_end_may_use_either_key() {
+        let secret = |byte| Secret(vec![byte; 32]);
+        let accepting = Secrets { own: secret(7), next: Some(secret(8)), old: None };
+        let using = Secrets { own: secret(8), next: None, old: Some(secret(7)) };
+        for (dialer, listener) in [(&accepting, &using), (&using, &accepting)] {
+            assert_eq!(run(dialer, listener, [1, 1]), Ok(()));
+        }
+        assert_eq!(run(&secrets(&[7; 32]), &using, [1, 1]), Err(AuthError::Proof), "the other end is ahead");
+        let (mut dialing, first) = Handshake::dial(&accepting, VolumeId(1)).unwrap();
+        let mut listening = Handshake::listen(&using, VolumeId(1)).unwrap();
+        let (answer, _) = say(&listening.advance(first.bytes()).unwrap());
+        dialing.advance(&answer).unwrap();
+        assert_eq!(dialing.proven_with(), Some(KeyId::of(&secret(8))), "it says which one was proven");
+    }
+
+    #[test]
     fn a_listener_that_lets_the_wrong_dialer_speak_still_refuses_its_proof() {
-        let secret = Secret(vec![7; 32]);
+        let secret = secrets(&[7; 32]);
         let (_, first) = Handshake::dial(&secret, VolumeId(1)).unwrap();
         let mut listening = Handshake::listen(&secret, VolumeId(1)).unwrap();
         let (answer, _) = say(&listening.advance(first.bytes()).unwrap());
@@ -205,7 +239,7 @@ mod tests {
 
     #[test]
     fn every_prefix_waits_and_every_flipped_bit_is_refused() {
-        let secret = Secret(b"secret".to_vec());
+        let secret = secrets(b"secret");
         let (_, first) = Handshake::dial(&secret, VolumeId(1)).unwrap();
         for len in 0..CHALLENGE_BYTES {
             let mut listening = Handshake::listen(&secret, VolumeId(1)).unwrap();
@@ -222,7 +256,7 @@ mod tests {
 
     #[test]
     fn tls_is_recognised() {
-        let secret = Secret(b"secret".to_vec());
+        let secret = secrets(b"secret");
         let alert = [0x15, 3, 3, 0, 2, 2, 40];
         let (mut dialing, _) = Handshake::dial(&secret, VolumeId(1)).unwrap();
         assert_eq!(dialing.advance(&alert).unwrap_err(), AuthError::Tls);
@@ -232,7 +266,7 @@ mod tests {
 
     #[test]
     fn hostile_bytes_are_errors() {
-        let secret = Secret(b"secret".to_vec());
+        let secret = secrets(b"secret");
         for byte in 0..=255u8 {
             let mut listening = Handshake::listen(&secret, VolumeId(1)).unwrap();
             assert!(listening.advance(&[byte; 200]).is_err());

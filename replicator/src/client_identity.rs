@@ -19,6 +19,7 @@ use thiserror::Error;
 
 use crate::identity::{CertificateError, derive, pkcs8_of, provider};
 use crate::options::Secret;
+use crate::secrets::Secrets;
 
 /// Whose certificates are meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +85,14 @@ fn issuer(secret: &Secret, of: Authority) -> Result<CertifiedIssuer<'static, Key
     CertifiedIssuer::self_signed(params, key)
 }
 
+/// The authorities of all secrets that are accepted.
+fn authorities(
+    secrets: &Secrets,
+    of: Authority,
+) -> Result<Vec<CertifiedIssuer<'static, KeyPair>>, rcgen::Error> {
+    secrets.accepted().map(|secret| issuer(secret, of)).collect()
+}
+
 /// A certificate for one purpose, and its key.
 fn issue(
     authority: &CertifiedIssuer<'static, KeyPair>,
@@ -101,25 +110,28 @@ fn issue(
 }
 
 /// How a listener proves itself and checks clients. `addresses` are the names and addresses under which clients find it.
+/// While keys are rotated it is known by the old ones, and believes who has a certificate of the old or of the new.
 ///
 /// # Errors
 /// If the system gives no random numbers, or an address is no name.
 pub fn listener(
-    secret: &Secret,
+    secrets: &Secrets,
     of: Authority,
     node: &str,
     addresses: &[String],
 ) -> Result<Arc<ServerConfig>, CertificateError> {
     let make = || -> Result<_, rcgen::Error> {
-        let authority = issuer(secret, of)?;
+        let authority = issuer(secrets.known_to_clients(), of)?;
         let (certificate, key) = issue(&authority, node, addresses, ExtendedKeyUsagePurpose::ServerAuth)?;
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        Ok((authority.der().clone(), certificate.der().clone(), key))
+        Ok((authorities(secrets, of)?, certificate.der().clone(), key))
     };
-    let (root, certificate, key) = make().map_err(|error| CertificateError(error.to_string()))?;
+    let (accepted, certificate, key) = make().map_err(|error| CertificateError(error.to_string()))?;
     let configure = || -> Result<_, rustls::Error> {
         let mut roots = RootCertStore::empty();
-        roots.add(root)?;
+        for authority in accepted {
+            roots.add(authority.der().clone())?;
+        }
         let provider = Arc::new(provider());
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
             .build()
@@ -140,11 +152,13 @@ impl ClientFiles {
     ///
     /// # Errors
     /// If the system gives no random numbers.
-    pub fn issue(secret: &Secret, of: Authority, name: &str) -> Result<Self, CertificateError> {
+    pub fn issue(secrets: &Secrets, of: Authority, name: &str) -> Result<Self, CertificateError> {
         let make = || -> Result<_, rcgen::Error> {
-            let authority = issuer(secret, of)?;
+            let authority = issuer(&secrets.own, of)?;
             let (certificate, key) = issue(&authority, name, &[], ExtendedKeyUsagePurpose::ClientAuth)?;
-            Ok(Self { authority: authority.pem(), certificate: certificate.pem(), key: key.serialize_pem() })
+            // Listeners are known by the old one while keys are rotated, and by the new one afterwards.
+            let known = authorities(secrets, of)?.iter().map(|authority| authority.pem()).collect();
+            Ok(Self { authority: known, certificate: certificate.pem(), key: key.serialize_pem() })
         };
         make().map_err(|error| CertificateError(error.to_string()))
     }
@@ -183,7 +197,12 @@ pub fn dialer(folder: &Path) -> Result<Arc<ClientConfig>, ClientIdentityError> {
         CertificateDer::from_pem_file(&path).map_err(|error| failed(&path, &error))
     };
     let mut roots = RootCertStore::empty();
-    roots.add(certificate(AUTHORITY_FILE)?)?;
+    let path = folder.join(AUTHORITY_FILE);
+    // More than one in a file that was made while keys were rotated.
+    let authorities = CertificateDer::pem_file_iter(&path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    for authority in authorities.map_err(|error| failed(&path, &error))? {
+        roots.add(authority)?;
+    }
     let path = folder.join(KEY_FILE);
     let key = PrivateKeyDer::from_pem_file(&path).map_err(|error| failed(&path, &error))?;
     let mut client = ClientConfig::builder_with_provider(Arc::new(provider()))
@@ -201,14 +220,14 @@ mod tests {
     use super::*;
     use crate::session::{Session, SessionError};
 
-    fn secret(byte: u8) -> Secret {
-        Secret(vec![byte; 32])
+    fn secret(byte: u8) -> Secrets {
+        Secrets::only(Secret(vec![byte; 32]))
     }
 
     /// Runs the handshake of a client that was given `files` with the listener of `secret`, called `address`.
-    fn shake(files: &Path, address: &str, secret: &Secret) -> Result<(), SessionError> {
+    fn shake(files: &Path, address: &str, secrets: &Secrets) -> Result<(), SessionError> {
         let server =
-            listener(secret, Authority::NbdClients, "a", &["10.0.0.1".to_owned(), "a".to_owned()]).unwrap();
+            listener(secrets, Authority::NbdClients, "a", &["10.0.0.1".to_owned(), "a".to_owned()]).unwrap();
         let name = ServerName::try_from(address.to_owned()).unwrap();
         let mut client = rustls::ClientConnection::new(dialer(files).unwrap(), name).unwrap();
         let mut session = Session::serve(server)?;
@@ -239,6 +258,26 @@ mod tests {
         // A client that trusts the authority with a certificate of another one.
         std::fs::copy(ours.join(AUTHORITY_FILE), others.join(AUTHORITY_FILE)).unwrap();
         assert!(shake(&others, "10.0.0.1", &secret(1)).is_err());
+    }
+
+    #[test]
+    fn clients_of_old_and_new_keys_come_in_until_the_old_ones_are_dropped() {
+        let folder = tempfile::tempdir().unwrap();
+        let old = secret(1);
+        let both = Secrets { own: secret(2).own, next: None, old: Some(old.own.clone()) };
+        let issue = |secrets: &Secrets, name: &str| {
+            let files = folder.path().join(name);
+            ClientFiles::issue(secrets, Authority::NbdClients, "db1").unwrap().write(&files).unwrap();
+            files
+        };
+        let (before, meanwhile) = (issue(&old, "before"), issue(&both, "meanwhile"));
+        let accepting = Secrets { own: old.own.clone(), next: Some(secret(2).own), old: None };
+        for stage in [&old, &accepting, &both] {
+            shake(&before, "a", stage).unwrap();
+        }
+        shake(&meanwhile, "a", &both).unwrap();
+        shake(&meanwhile, "a", &secret(2)).unwrap();
+        assert!(shake(&before, "a", &secret(2)).is_err(), "an old certificate is good for ever");
     }
 
     #[test]

@@ -18,6 +18,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use thiserror::Error;
 
 use crate::options::Secret;
+use crate::secrets::Secrets;
 
 /// What an Ed25519 private key begins with in PKCS#8, version 1: the 32 bytes of the seed follow.
 const PKCS8_ED25519: [u8; 16] =
@@ -70,16 +71,23 @@ pub fn server_name(incarnation: u64, node: u8) -> ServerName<'static> {
 }
 
 impl Identity {
-    /// The identity of `node` in this incarnation of the cluster.
+    /// The identity of `node` in this incarnation of the cluster: it proves itself with the own secret, and believes who
+    /// does with any that is accepted.
     ///
     /// # Errors
     /// If the system gives no random numbers.
-    pub fn new(secret: &Secret, incarnation: u64, node: u8) -> Result<Self, CertificateError> {
-        let Certificates { authority, chain, key } = make_certificates(secret, &name_of(incarnation, node))
-            .map_err(|error| CertificateError(error.to_string()))?;
+    pub fn new(secrets: &Secrets, incarnation: u64, node: u8) -> Result<Self, CertificateError> {
+        let failed = |error: rcgen::Error| CertificateError(error.to_string());
+        let name = name_of(incarnation, node);
+        let Certificates { chain, key, .. } = make_certificates(&secrets.own, &name).map_err(failed)?;
+        let authorities: Result<Vec<_>, rcgen::Error> =
+            secrets.accepted().map(|secret| Ok(authority(secret)?.der().clone())).collect();
+        let authorities = authorities.map_err(failed)?;
         let identity = || -> Result<Self, rustls::Error> {
             let mut roots = RootCertStore::empty();
-            roots.add(authority)?;
+            for authority in authorities {
+                roots.add(authority)?;
+            }
             let roots = Arc::new(roots);
             let provider = Arc::new(provider());
             let mut client = ClientConfig::builder_with_provider(Arc::clone(&provider))
@@ -124,16 +132,20 @@ pub(crate) struct Certificates {
     pub(crate) key: PrivateKeyDer<'static>,
 }
 
-/// A new certificate with this name, of the authority that the secret stands for.
-pub(crate) fn make_certificates(secret: &Secret, name: &str) -> Result<Certificates, rcgen::Error> {
+/// The authority that the secret stands for.
+fn authority(secret: &Secret) -> Result<CertifiedIssuer<'static, KeyPair>, rcgen::Error> {
     let key = PrivatePkcs8KeyDer::from(pkcs8_of(derive(secret, b"authority")));
     let key = KeyPair::from_pkcs8_der_and_sign_algo(&key, &PKCS_ED25519)?;
     let mut params = CertificateParams::new(Vec::new())?;
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
     params.distinguished_name.push(DnType::CommonName, "holdfast cluster");
-    let authority = CertifiedIssuer::self_signed(params, key)?;
+    CertifiedIssuer::self_signed(params, key)
+}
 
+/// A new certificate with this name, of the authority that the secret stands for.
+pub(crate) fn make_certificates(secret: &Secret, name: &str) -> Result<Certificates, rcgen::Error> {
+    let authority = authority(secret)?;
     let own = KeyPair::generate_for(&PKCS_ED25519)?;
     let mut params = CertificateParams::new(vec![name.to_owned()])?;
     params.extended_key_usages =

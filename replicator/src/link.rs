@@ -12,6 +12,7 @@ use crate::driver::Op;
 use crate::driver::inbox::Inbox;
 use crate::driver::outbox::Outbox;
 use crate::ring::{FileId, Ring};
+use crate::secrets::KeyId;
 use crate::secure::Secure;
 use crate::session::SessionError;
 
@@ -68,6 +69,8 @@ pub(crate) struct Link {
     /// The machine was told of it, and will be told of its end.
     pub(crate) was_up: bool,
     pub(crate) up_since: Option<Instant>,
+    /// The secret that the other end has proven.
+    pub(crate) proven_with: Option<KeyId>,
     pub(crate) inbox: Inbox,
     pub(crate) outbox: Outbox<Token>,
     /// What everything goes through, if the cluster has it so.
@@ -106,6 +109,7 @@ impl Link {
             phase: Phase::Connecting,
             was_up: false,
             up_since: None,
+            proven_with: None,
             inbox,
             outbox,
             secure: None,

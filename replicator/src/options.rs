@@ -9,6 +9,7 @@ use replicator_core::config::{Config, PeerConfig};
 use replicator_core::units::NodeId;
 
 use crate::names::NodeNames;
+use crate::secrets::Secrets;
 
 /// Whether the disk and journal are opened with `O_DIRECT`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -80,7 +81,7 @@ pub struct VolumeOptions {
     /// Where the peers listen.
     pub peers: Vec<PeerAddress>,
     /// What peers prove to each other.
-    pub secret: Secret,
+    pub secrets: Secrets,
     /// Whether everything between them is in TLS.
     pub tls: bool,
     /// Unix socket for NBD clients.
@@ -128,7 +129,7 @@ impl VolumeOptions {
             ("branches", self.branches == new.branches),
             ("direct-io", self.direct_io == new.direct_io),
             ("port", self.listen == new.listen),
-            ("secret", self.secret == new.secret),
+            ("secret", self.secrets == new.secrets),
             ("tls", self.tls == new.tls),
             ("nbd-socket", self.nbd_unix == new.nbd_unix),
             ("nbd-listen", self.nbd_tcp == new.nbd_tcp),

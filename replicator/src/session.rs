@@ -263,9 +263,10 @@ fn seal<Data>(status: UnbufferedStatus<'_, '_, Data>, plain: &[u8], out: &mut [u
 mod tests {
     use super::*;
     use crate::options::Secret;
+    use crate::secrets::Secrets;
 
     fn identity(secret: u8, incarnation: u64, node: u8) -> Identity {
-        Identity::new(&Secret(vec![secret; 32]), incarnation, node).unwrap()
+        Identity::new(&Secrets::only(Secret(vec![secret; 32])), incarnation, node).unwrap()
     }
 
     /// Moves what `from` has to say to `to`, in pieces of at most `piece` bytes; whether there was anything.
@@ -328,6 +329,32 @@ mod tests {
         assert_eq!(listener.peer(&identity(7, 1, 1), nodes()).unwrap(), NodeId(0));
         let others = [NodeId(1), NodeId(2)].into_iter();
         assert!(matches!(listener.peer(&identity(7, 1, 1), others), Err(SessionError::Stranger)));
+    }
+
+    #[test]
+    fn while_keys_are_rotated_nodes_of_neighbouring_stages_believe_each_other() {
+        let secret = |byte| Secret(vec![byte; 32]);
+        let stages = [
+            Secrets::only(secret(7)),
+            Secrets { own: secret(7), next: Some(secret(8)), old: None },
+            Secrets { own: secret(8), next: None, old: Some(secret(7)) },
+            Secrets::only(secret(8)),
+        ];
+        let meet = |one: &Secrets, other: &Secrets| {
+            let mut dialer = Session::dial(&Identity::new(one, 1, 0).unwrap(), NodeId(1)).unwrap();
+            let mut listener = Session::listen(&Identity::new(other, 1, 1).unwrap()).unwrap();
+            let mut is_refused = false;
+            for _ in 0..8 {
+                is_refused |= pass(&mut dialer, &mut listener, 4096).is_err();
+                is_refused |= pass(&mut listener, &mut dialer, 4096).is_err();
+            }
+            !is_refused && dialer.is_open() && listener.is_open()
+        };
+        for (one, stage) in stages.iter().enumerate() {
+            for (other, its) in stages.iter().enumerate() {
+                assert_eq!(meet(stage, its), one.abs_diff(other) < 2, "{one} and {other}");
+            }
+        }
     }
 
     #[test]

@@ -140,6 +140,7 @@ impl ServerCertVerifier for Pinned {
 mod tests {
     use super::*;
     use crate::identity::Identity;
+    use crate::secrets::Secrets;
 
     fn secret(byte: u8) -> Secret {
         Secret(vec![byte; 32])
@@ -198,7 +199,7 @@ mod tests {
 
     #[test]
     fn a_newcomer_is_no_node() {
-        let node = Identity::new(&secret(1), 1, 0).unwrap().server;
+        let node = Identity::new(&Secrets::only(secret(1)), 1, 0).unwrap().server;
         assert!(shake(node, fingerprint(&secret(1)).unwrap()).is_err());
     }
 }

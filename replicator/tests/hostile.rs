@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use replicator::VolumeHandle;
 use replicator::options::{Secret, VolumeOptions};
+use replicator::secrets::Secrets;
 use replicator_core::config::Protocol;
 use support::*;
 
@@ -244,7 +245,7 @@ fn nobody_without_the_secret_gets_a_link_in_tls() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let mut options = cluster(dir.path(), 3, Protocol::C);
     options.iter_mut().for_each(|options| options.tls = true);
-    options[2].secret = Secret(b"another secret".to_vec());
+    options[2].secrets = Secrets::only(Secret(b"another secret".to_vec()));
     for options in &options {
         replicator::create(options, false).unwrap();
     }

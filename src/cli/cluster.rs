@@ -117,6 +117,12 @@ pub(crate) enum ClusterCommand {
     },
     /// Come into a cluster: fetch the configuration and the secret for a token. Nothing is overwritten
     Join(JoinArgs),
+    /// Give the cluster new keys while it is in use; goes on with a rotation that was cut off
+    RotateKeys {
+        /// Stop before the old keys are dropped, so that certificates of clients and operators can be made anew first
+        #[arg(long)]
+        keep_old: bool,
+    },
     /// Who leads, who is heard, who may write each volume, and why nothing else
     Status,
     /// What would happen, by the decisions themselves; nothing is changed

@@ -26,6 +26,21 @@ impl Machines {
         Self { folder, processes: Vec::new(), ports: free_ports(8) }
     }
 
+    /// A cluster of all three that has begun, with `a` primary of `r0`.
+    pub(crate) fn in_a_cluster() -> Self {
+        let mut machines = Self::new();
+        said(&machines.init("a"));
+        machines.write_volume("a");
+        machines.spawn("orchestrator", "a");
+        for node in ["b", "w"] {
+            let token = machines.token("a", node);
+            said(&machines.join(node, &token));
+        }
+        machines.start_all();
+        machines.wait_primary("w", "a", 2);
+        machines
+    }
+
     /// Makes the replicas and starts what does not run yet.
     pub(crate) fn start_all(&mut self) {
         for node in ["a", "b"] {
@@ -75,7 +90,7 @@ impl Machines {
             text = text.replace(&name, &format!("{name}control = \"{node}.ctl\"\n"));
         }
         text += "[[volume]]\nname = \"r0\"\nuuid = \"01915f1e-0a4b-4c3d-8e2f-0123456789ab\"\nsize = \"16MiB\"\n\
-                 lock-memory = false\n";
+                 lock-memory = false\ntls = \"on\"\n";
         for (node, port) in [("a", self.ports[4]), ("b", self.ports[5])] {
             text += &format!(
                 "[[volume.replica]]\nnode = \"{node}\"\ndisk = \"{node}.disk\"\njournal = \"{node}.journal\"\n\

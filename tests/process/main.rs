@@ -6,7 +6,7 @@
 //! rest, into `content`; of what a wrong start says, into `messages`; of bytes nobody
 //! should send, into `hostile`; of a client that is not ours, into `foreign`; of one that must prove who it is, into
 //! `nbd_tls`; of load balancers, monitoring and hooks, into `api`; of how a cluster is made, into
-//! `joining`.
+//! `joining`; of keys that are rotated, into `keys`.
 
 mod api;
 mod backup;
@@ -19,6 +19,7 @@ mod grow;
 mod hostile;
 mod joining;
 mod journal;
+mod keys;
 mod kill;
 mod machines;
 mod messages;

@@ -29,8 +29,7 @@ use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter, get, on};
 use axum::{Json, Router};
-use replicator::client_identity::{self, Authority};
-use replicator::control::{Offer, TcpServer};
+use replicator::control::{Offer, TcpServer, TlsNow};
 use replicator::metrics::CONTENT_TYPE;
 
 use crate::control::json::Status;
@@ -40,9 +39,11 @@ use crate::node::{Orchestrator, RunError};
 /// Begins to answer, if the configuration says where.
 pub(crate) fn start(orchestrator: &Arc<Orchestrator>) -> Result<Option<TcpServer>, RunError> {
     let options = &orchestrator.options;
-    let Some((address, names)) = &options.api else { return Ok(None) };
-    let name = options.policy.node_name(options.me);
-    let tls = client_identity::listener(&options.secret, Authority::Operators, &name, names)?;
+    let Some((address, _)) = &options.api else { return Ok(None) };
+    let keys = orchestrator.keys.watch();
+    let tls: TlsNow = Box::new(move || {
+        Arc::clone(keys.borrow().operators.as_ref().expect("made where there is an address for operators"))
+    });
     let open = open_router().fallback(nothing_else).with_state(Arc::clone(orchestrator));
     let all = full_router().merge(open_router()).with_state(Arc::clone(orchestrator));
     Ok(Some(TcpServer::start(*address, Offer { open, secure: Some((tls, all)) })?))

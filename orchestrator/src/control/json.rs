@@ -242,3 +242,12 @@ pub struct Invited {
     /// How long the token is good for.
     pub valid_ms: u64,
 }
+
+/// Body of `POST /v1/keys/rotate`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RotateKeys {
+    /// Whether to stop before the old keys are dropped.
+    #[serde(default)]
+    pub keep_old: bool,
+}

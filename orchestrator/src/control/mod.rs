@@ -13,6 +13,7 @@
 //! POST /v1/nodes/{node}/fence           {"who": "root"}; at the leader
 //! POST /v1/nodes/{node}/confirm-off     {"who": "root"}
 //! POST /v1/nodes/{node}/token           {"valid_ms": 3600000}; on the socket alone
+//! POST /v1/keys/rotate                  {"keep_old": false}; on the socket alone
 //! POST /v1/pause                        {"on": true, "volume": "r0"} or {"on": true, "node": "b"} or {"on": true}
 //! ```
 //!
@@ -21,6 +22,7 @@
 mod explain;
 mod history;
 pub mod json;
+mod keys;
 mod newcomers;
 mod power;
 mod routes;

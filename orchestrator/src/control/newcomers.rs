@@ -36,6 +36,11 @@ pub(super) async fn invite(
         let hint = "two machines cannot be one node; stop it first if it is to be made anew".to_owned();
         return Err(Refusal::new(StatusCode::CONFLICT, "heard", message, hint));
     }
+    if this.keys.now().secrets.is_rotating() {
+        let hint = "bring it to an end first: holdfast cluster rotate-keys".to_owned();
+        let message = "the cluster's keys are being rotated";
+        return Err(Refusal::new(StatusCode::CONFLICT, "rotating", message, hint));
+    }
     let token = this.invite(&name, request.valid_ms).map_err(|error| {
         Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error.to_string(), None)
     })?;

@@ -14,7 +14,7 @@ use orchestrator_core::view::Health;
 use replicator::control::json::{Done, Failure, FailureReason};
 
 use super::json::{Move, NodeReport, RecordReport, Status, Switch, VolumeReport};
-use super::{explain, history, newcomers, power, stack};
+use super::{explain, history, keys, newcomers, power, stack};
 use crate::clock::now;
 use crate::node::Orchestrator;
 use crate::transport::message::{Answer, Question};
@@ -29,7 +29,10 @@ pub(crate) type App = State<Arc<Orchestrator>>;
 
 /// The routes of the control socket: what operators may, and what hands out the secret.
 pub(super) fn router(orchestrator: Arc<Orchestrator>) -> Router {
-    full_router().route("/v1/nodes/{node}/token", post(newcomers::invite)).with_state(orchestrator)
+    full_router()
+        .route("/v1/nodes/{node}/token", post(newcomers::invite))
+        .route("/v1/keys/rotate", post(keys::rotate))
+        .with_state(orchestrator)
 }
 
 /// Everything that operators may ask and tell, also from afar.

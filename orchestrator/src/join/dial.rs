@@ -58,7 +58,7 @@ pub enum JoinError {
     /// Somebody was faster.
     #[error(
         "the token is used up: a machine has been let in with it already. If that was not yours, somebody else has the \
-         cluster's secret now; for another machine make another token"
+         cluster's secret now, and `holdfast cluster rotate-keys` makes that worthless; for another machine make another token"
     )]
     UsedUp,
     /// It is too late.

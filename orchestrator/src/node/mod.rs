@@ -1,6 +1,7 @@
 //! One node's orchestrator while it runs: it turns every few milliseconds, reports to the leader, decides if it is the
 //! leader, and does what the record asks of its own replicas. What is decided is the core's; here it is only carried out.
 
+mod keys;
 mod newcomers;
 mod proposals;
 mod questions;
@@ -19,12 +20,12 @@ use orchestrator_core::decide::{self, Decision};
 use orchestrator_core::units::{Instant, NodeId};
 use replicator::config::Occasion;
 use replicator::control::ServerError;
-use replicator::identity::{CertificateError, Identity};
-use replicator::welcome;
+use replicator::identity::CertificateError;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 
+use self::keys::Reserved;
 use self::proposals::changes_primary;
 use crate::clock::now;
 use crate::consensus::{Consensus, StartError};
@@ -32,6 +33,7 @@ use crate::happening::Happening;
 use crate::heartbeat::{self, Heartbeats};
 use crate::hook::Hooks;
 use crate::join::{Answer, Ask, Binding, Invitations};
+use crate::keys::{KeyStore, Names};
 use crate::leases::LeaseFile;
 use crate::link::Link;
 use crate::mind::{EventKind, Mind};
@@ -39,7 +41,7 @@ use crate::options::Options;
 use crate::power::unix_ms;
 use crate::transport::message::{Request, Response};
 use crate::transport::peer::Address;
-use crate::transport::server::{Handler, Proofs, serve};
+use crate::transport::server::{Handler, serve};
 use crate::watchdog::Watchdog;
 
 /// How long another orchestrator may take to answer.
@@ -82,6 +84,9 @@ pub(crate) struct Orchestrator {
     pub(crate) watchdog: Mutex<Option<Watchdog>>,
     pub(crate) hooks: Hooks,
     invitations: Mutex<Invitations>,
+    pub(crate) keys: KeyStore,
+    /// Taken for as long as a step of a rotation of the keys is carried out.
+    reserved: tokio::sync::Mutex<Reserved>,
     mind: Mutex<Mind>,
     /// There is something to decide on before the next turn is due.
     wake: Notify,
@@ -92,15 +97,14 @@ pub(crate) struct Orchestrator {
 impl Orchestrator {
     /// Starts everything but the turning, which is [`Orchestrator::run`].
     pub(crate) async fn start(options: Options, link: Arc<dyn Link>) -> Result<Arc<Self>, RunError> {
-        let identity = Identity::new(&options.secret, options.incarnation, options.me.0)?;
-        let proofs = Proofs { identity: identity.clone(), welcoming: welcome::welcoming(&options.secret)? };
         let me = options.me;
+        let keys = key_store(&options)?;
         let others = || options.nodes.iter().filter(|(node, _)| **node != me);
         let preferred: BTreeMap<NodeId, watch::Sender<usize>> =
             others().map(|(node, _)| (*node, watch::Sender::new(0))).collect();
         let address = |(node, at): (&NodeId, &Vec<SocketAddr>)| {
-            let (at, link, identity) = (at.clone(), preferred[node].subscribe(), identity.clone());
-            (*node, Address { me, node: *node, at, link, incarnation: options.incarnation, identity })
+            let (at, link) = (at.clone(), preferred[node].subscribe());
+            (*node, Address { me, node: *node, at, link, keys: keys.watch() })
         };
         let addresses: BTreeMap<NodeId, Address> = others().map(address).collect();
         let detection = options.policy.detection;
@@ -116,7 +120,7 @@ impl Orchestrator {
             me,
             incarnation: options.incarnation,
             detection,
-            secret: options.secret.clone(),
+            keys: keys.watch(),
             nodes: options.nodes.clone(),
             preferred,
         });
@@ -141,12 +145,14 @@ impl Orchestrator {
             watchdog: Mutex::new(watchdog),
             hooks,
             invitations: Mutex::new(Invitations::default()),
+            keys,
+            reserved: tokio::sync::Mutex::default(),
             mind: Mutex::new(mind),
             wake: Notify::new(),
             news: Notify::new(),
         });
         for listener in listeners {
-            tokio::spawn(serve(listener, proofs.clone(), Arc::clone(&orchestrator)));
+            tokio::spawn(serve(listener, orchestrator.keys.watch(), Arc::clone(&orchestrator)));
         }
         Ok(orchestrator)
     }
@@ -276,6 +282,15 @@ impl Orchestrator {
     }
 }
 
+fn key_store(options: &Options) -> Result<KeyStore, CertificateError> {
+    let names = options.api.as_ref().map(|(_, addresses)| Names {
+        node: options.policy.node_name(options.me),
+        addresses: addresses.clone(),
+    });
+    let (secrets, files) = (options.secrets.clone(), options.secret_files.clone());
+    KeyStore::new(secrets, files, options.incarnation, options.me, names)
+}
+
 impl Handler for Orchestrator {
     async fn handle(self: &Arc<Self>, from: NodeId, request: Request) -> Response {
         match self.consensus.handle(request).await {
@@ -288,6 +303,9 @@ impl Handler for Orchestrator {
             Err(Request::Propose(entry)) => self.on_propose(from, entry).await,
             Err(Request::Ask(question)) => self.on_ask(&question),
             Err(Request::Seal(seal)) => self.on_seal(seal).await,
+            Err(Request::Keys(request)) => {
+                self.on_keys(request).await.map_or_else(Response::Failed, Response::Keys)
+            }
             Err(_) => Response::Failed("this is for Raft, which did not take it".to_owned()),
         }
     }

@@ -19,7 +19,7 @@ impl Orchestrator {
     /// # Errors
     /// If the cluster has no authority.
     pub(crate) fn invite(&self, node: &str, valid_ms: u64) -> Result<Token, CertificateError> {
-        let fingerprint = welcome::fingerprint(&self.options.secret)?;
+        let fingerprint = welcome::fingerprint(&self.keys.now().secrets.own)?;
         let key = OneTimeKey(crate::random());
         let until = Instant(now().0.saturating_add(valid_ms));
         self.invitations().invite(node, &key, until);
@@ -44,10 +44,14 @@ impl Orchestrator {
 
     fn give(&self, node: String, configuration: String, cluster: &Cluster) -> Result<Given, String> {
         cluster.node(&node).map_err(|error| error.to_string())?;
+        let secrets = &self.keys.now().secrets;
+        if secrets.is_rotating() {
+            return Err("the cluster's keys are being rotated; make a new token when that is over".to_owned());
+        }
         self.mind().remember(format!("a machine has come in as {node}"));
         let options = &self.options;
         let by = options.policy.node_name(options.me);
-        let secret = cluster.secret_file.is_some().then_some(options.secret.0.as_slice());
+        let secret = cluster.secret_file.is_some().then_some(secrets.own.0.as_slice());
         Ok(Given::new(cluster.name.clone(), node, by, configuration, secret))
     }
 

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::consensus::types::{SnapshotMeta, Types, Vote};
+use crate::rotation::Held;
 
 /// Bytes of a frame.
 const FRAME_BYTES_MAX: usize = 16 << 20;
@@ -50,6 +51,43 @@ pub(crate) enum Request {
     Ask(Question),
     /// A replica is to promise an epoch.
     Seal(Seal),
+    /// A step of a rotation of the keys.
+    Keys(KeysRequest),
+}
+
+/// A step of a rotation of the keys.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct KeysRequest {
+    /// Drawn by whoever leads the rotation.
+    pub(crate) by: u64,
+    pub(crate) order: KeyOrder,
+}
+
+/// What a node is to do with its keys. Each may come twice.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) enum KeyOrder {
+    /// Say which there are, with everything done that was ordered before.
+    Tell,
+    /// Nothing more: whoever leads has ended.
+    Release,
+    /// Accept this secret, too.
+    Accept { secret: Vec<u8> },
+    /// Use the one with this name, and accept the one used before.
+    Use { key: u64 },
+    /// Accept the one used before no more, if the one with this name is used.
+    Drop { used: u64 },
+}
+
+impl KeyOrder {
+    /// What has come of it, for people.
+    pub(crate) fn text(&self) -> &'static str {
+        match self {
+            Self::Tell | Self::Release => "read again",
+            Self::Accept { .. } => "new ones are accepted",
+            Self::Use { .. } => "the new ones are used, the old ones still accepted",
+            Self::Drop { .. } => "the old ones are dropped",
+        }
+    }
 }
 
 /// What only the leader can say, since it follows from what all nodes report.
@@ -116,6 +154,8 @@ pub(crate) enum Response {
     /// Only the leader can do that; perhaps this is who.
     NotLeader(Option<NodeId>),
     Answer(Answer),
+    /// The keys of a node, by name.
+    Keys(Held),
     Failed(String),
 }
 

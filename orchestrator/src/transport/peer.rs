@@ -4,10 +4,11 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use orchestrator_core::units::NodeId;
-use replicator::identity::{Identity, server_name};
+use replicator::identity::server_name;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -16,6 +17,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::message::{Hello, Request, Response, read_frame, write_frame};
+use crate::keys::Keys;
 
 /// How long a connection may take to be made. The first packet to a machine that was away for a moment is sent again after
 /// a second, so another attempt is better than patience.
@@ -30,19 +32,25 @@ pub(crate) struct Address {
     pub(crate) at: Vec<SocketAddr>,
     /// The link over which it is best reached, as its heartbeats say.
     pub(crate) link: watch::Receiver<usize>,
-    pub(crate) incarnation: u64,
-    pub(crate) identity: Identity,
+    pub(crate) keys: Keys,
 }
 
 /// A connection, or the place for one.
 pub(crate) struct Peer {
     address: Address,
-    stream: Option<TlsStream<TcpStream>>,
+    connection: Option<Connection>,
     dialing: Option<Dialing>,
 }
 
+/// One that was made.
+struct Connection {
+    stream: TlsStream<TcpStream>,
+    /// How many keys had been dropped then: no connection outlasts a key.
+    drops: u64,
+}
+
 /// A connection that is being made. It is given up with this.
-struct Dialing(JoinHandle<io::Result<TlsStream<TcpStream>>>);
+struct Dialing(JoinHandle<io::Result<Connection>>);
 
 impl Dialing {
     fn begin(address: Address, link: usize) -> Self {
@@ -60,23 +68,24 @@ impl Drop for Dialing {
 
 impl Peer {
     pub(crate) fn new(address: Address) -> Self {
-        Self { address, stream: None, dialing: None }
+        Self { address, connection: None, dialing: None }
     }
 
     /// Asks something. After an error the next call dials anew.
     pub(crate) async fn call(&mut self, request: &Request, within: Duration) -> io::Result<Response> {
         let mut link = self.address.link.clone();
         let is_left = self.address.link.has_changed().unwrap_or(false);
+        let drops = self.address.keys.borrow().drops;
         let at = *self.address.link.borrow_and_update();
         // Taken out, so that a call that is dropped half-way leaves no stream with half an answer in it.
-        let stream = self.stream.take().filter(|_| !is_left);
+        let connection = self.connection.take().filter(|made| !is_left && made.drops == drops);
         if is_left {
             self.dialing = None;
         }
         let (address, dialing) = (&self.address, &mut self.dialing);
         let exchange = async {
-            let mut stream = match stream {
-                Some(stream) => stream,
+            let mut connection = match connection {
+                Some(connection) => connection,
                 None => {
                     let task = dialing.get_or_insert_with(|| Dialing::begin(address.clone(), at));
                     let dialed = (&mut task.0).await;
@@ -84,9 +93,10 @@ impl Peer {
                     dialed.map_err(io::Error::other)??
                 }
             };
-            write_frame(&mut stream, request).await?;
-            let answer = read_frame(&mut stream).await?.ok_or(io::ErrorKind::UnexpectedEof)?;
-            Ok::<_, io::Error>((stream, answer))
+            let stream = &mut connection.stream;
+            write_frame(stream, request).await?;
+            let answer = read_frame(stream).await?.ok_or(io::ErrorKind::UnexpectedEof)?;
+            Ok::<_, io::Error>((connection, answer))
         };
         let left = async {
             // Whoever watches the links ends when this process does.
@@ -94,7 +104,7 @@ impl Peer {
                 std::future::pending::<()>().await;
             }
         };
-        let (stream, answer) = tokio::select! {
+        let (connection, answer) = tokio::select! {
             result = timeout(within, exchange) => match result {
                 Ok(result) => result?,
                 Err(_) => return Err(io::ErrorKind::TimedOut.into()),
@@ -102,20 +112,22 @@ impl Peer {
             // No answer will come over a link that is lost.
             () = left => return Err(io::ErrorKind::ConnectionAborted.into()),
         };
-        self.stream = Some(stream);
+        self.connection = Some(connection);
         Ok(answer)
     }
 }
 
 impl Address {
-    async fn dial(&self, link: usize) -> io::Result<TlsStream<TcpStream>> {
+    async fn dial(&self, link: usize) -> io::Result<Connection> {
+        let keys = Arc::clone(&self.keys.borrow());
         let at = self.at.get(link).or(self.at.first()).ok_or(io::ErrorKind::AddrNotAvailable)?;
         let stream = TcpStream::connect(at).await?;
         stream.set_nodelay(true)?;
-        let connector = TlsConnector::from(self.identity.client.clone());
-        let mut stream = connector.connect(server_name(self.incarnation, self.node.0), stream).await?;
+        let connector = TlsConnector::from(Arc::clone(&keys.identity.client));
+        let name = server_name(keys.identity.incarnation, self.node.0);
+        let mut stream = connector.connect(name, stream).await?;
         write_frame(&mut stream, &Hello { node: self.me }).await?;
-        Ok(stream)
+        Ok(Connection { stream, drops: keys.drops })
     }
 }
 
@@ -125,11 +137,13 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use replicator::options::Secret;
+    use replicator::secrets::Secrets;
     use tokio::net::TcpListener;
 
-    use super::super::server::{Handler, Proofs, serve};
+    use super::super::server::{Handler, serve};
     use super::*;
     use crate::join::{Answer, Ask, Binding, Reason};
+    use crate::keys::KeyStore;
 
     struct Empty;
 
@@ -158,18 +172,18 @@ mod tests {
 
     #[tokio::test]
     async fn a_handshake_that_takes_longer_than_a_call_is_awaited_by_the_next_one() {
-        let secret = Secret(b"0123456789abcdef".to_vec());
-        let identity = |node| Identity::new(&secret, 1, node).expect("there are random numbers");
+        let secrets = Secrets::only(Secret(b"0123456789abcdef".to_vec()));
+        let keys = |node| KeyStore::new(secrets.clone(), None, 1, node, None).expect("there are random numbers");
+        let (own, its) = (keys(NodeId(0)), keys(NodeId(1)));
         let server = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let front = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let (to, at) = (server.local_addr().expect("it has one"), front.local_addr().expect("it has one"));
         let count = Arc::new(AtomicU32::new(0));
-        let welcoming = replicator::welcome::welcoming(&secret).expect("there are random numbers");
-        tokio::spawn(serve(server, Proofs { identity: identity(1), welcoming }, Arc::new(Empty)));
+        tokio::spawn(serve(server, its.watch(), Arc::new(Empty)));
         tokio::spawn(hold_back(front, to, Duration::from_millis(300), Arc::clone(&count)));
         let (_links, link) = watch::channel(0);
         let (me, node) = (NodeId(0), NodeId(1));
-        let address = Address { me, node, at: vec![at], link, incarnation: 1, identity: identity(0) };
+        let address = Address { me, node, at: vec![at], link, keys: own.watch() };
         let mut peer = Peer::new(address);
         let within = Duration::from_millis(100);
         let first = peer.call(&Request::Identify, within).await;

@@ -7,9 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use orchestrator_core::units::NodeId;
-use replicator::identity::{Identity, server_name};
+use replicator::identity::server_name;
 use replicator::welcome::WELCOME_NAME;
-use rustls::ServerConfig;
 use rustls::pki_types::ServerName;
 use rustls::server::Acceptor;
 use tokio::io::AsyncWriteExt;
@@ -22,6 +21,7 @@ use webpki::EndEntityCert;
 
 use super::message::{Hello, Request, Response, read_frame, read_frame_of, write_frame};
 use crate::join::{ASK_BYTES_MAX, Answer, Ask, BINDING_LABEL, Binding};
+use crate::keys::{KeySet, Keys};
 
 /// Connections at one time; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 256;
@@ -39,15 +39,6 @@ pub(crate) trait Handler: Send + Sync + 'static {
     fn welcome(self: &Arc<Self>, binding: Binding, ask: Ask) -> impl Future<Output = Answer> + Send;
 }
 
-/// How this end proves itself.
-#[derive(Clone)]
-pub(crate) struct Proofs {
-    /// To nodes.
-    pub(crate) identity: Identity,
-    /// To newcomers.
-    pub(crate) welcoming: Arc<ServerConfig>,
-}
-
 /// Who has been let in.
 enum Caller {
     Node(TlsStream<TcpStream>, NodeId),
@@ -55,7 +46,7 @@ enum Caller {
 }
 
 /// Serves until dropped.
-pub(crate) async fn serve(listener: TcpListener, proofs: Proofs, handler: Arc<impl Handler>) {
+pub(crate) async fn serve(listener: TcpListener, keys: Keys, handler: Arc<impl Handler>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
@@ -64,12 +55,13 @@ pub(crate) async fn serve(listener: TcpListener, proofs: Proofs, handler: Arc<im
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let (proofs, handler) = (proofs.clone(), Arc::clone(&handler));
+        let (keys, handler) = (keys.clone(), Arc::clone(&handler));
         tokio::spawn(async move {
-            let greeted = timeout(GREETING_TIMEOUT, greet(&proofs, stream)).await;
+            let now = Arc::clone(&keys.borrow());
+            let greeted = timeout(GREETING_TIMEOUT, greet(&now, stream)).await;
             // A peer that breaks off or speaks something else will dial again.
             let _ = match greeted {
-                Ok(Ok(Caller::Node(stream, from))) => answer(stream, from, &handler).await,
+                Ok(Ok(Caller::Node(stream, from))) => answer(stream, from, keys, now.drops, &handler).await,
                 Ok(Ok(Caller::Newcomer(stream))) => {
                     timeout(WELCOME_TIMEOUT, welcome(stream, &handler)).await.unwrap_or(Ok(()))
                 }
@@ -80,13 +72,13 @@ pub(crate) async fn serve(listener: TcpListener, proofs: Proofs, handler: Arc<im
     }
 }
 
-async fn greet(proofs: &Proofs, stream: TcpStream) -> io::Result<Caller> {
+async fn greet(keys: &KeySet, stream: TcpStream) -> io::Result<Caller> {
     stream.set_nodelay(true)?;
     let begun = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
     if begun.client_hello().server_name() == Some(WELCOME_NAME) {
-        return Ok(Caller::Newcomer(begun.into_stream(Arc::clone(&proofs.welcoming)).await?));
+        return Ok(Caller::Newcomer(begun.into_stream(Arc::clone(&keys.welcoming)).await?));
     }
-    let identity = &proofs.identity;
+    let identity = &keys.identity;
     let mut stream = begun.into_stream(Arc::clone(&identity.server)).await?;
     let hello: Hello = read_frame(&mut stream).await?.ok_or(io::ErrorKind::UnexpectedEof)?;
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
@@ -97,16 +89,23 @@ async fn greet(proofs: &Proofs, stream: TcpStream) -> io::Result<Caller> {
     Ok(Caller::Node(stream, hello.node))
 }
 
+/// Answers until the peer goes, or a key is dropped: it dials anew then.
 async fn answer(
     mut stream: TlsStream<TcpStream>,
     from: NodeId,
+    mut keys: Keys,
+    drops: u64,
     handler: &Arc<impl Handler>,
 ) -> io::Result<()> {
-    while let Some(request) = read_frame(&mut stream).await? {
+    loop {
+        let request = tokio::select! {
+            request = read_frame(&mut stream) => request?,
+            _ = keys.wait_for(|keys| keys.drops != drops) => None,
+        };
+        let Some(request) = request else { return Ok(()) };
         let response = handler.handle(from, request).await;
         write_frame(&mut stream, &response).await?;
     }
-    Ok(())
 }
 
 /// One question, one answer.

@@ -14,7 +14,8 @@ use super::orchestrator::{NodeOrchestrator, Orchestrator};
 use super::stack::Stack;
 use super::tuning::Tuning;
 use crate::names::NodeNames;
-use crate::options::{PeerAddress, RingOptions, Secret, VolumeOptions};
+use crate::options::{PeerAddress, RingOptions, VolumeOptions};
+use crate::secrets::Secrets;
 
 /// Bytes applied after which a checkpoint is taken, where the ring is large enough.
 const CHECKPOINT_BYTES: u64 = 64 << 20;
@@ -27,7 +28,7 @@ pub struct Cluster {
     /// Number of its incarnation.
     pub incarnation: Incarnation,
     /// What peers prove to each other; `None` if it was not asked for.
-    pub secret: Option<Secret>,
+    pub secrets: Option<Secrets>,
     /// Where that lies; `None` if it stands in the configuration itself.
     pub secret_file: Option<PathBuf>,
     /// Its nodes.
@@ -203,7 +204,7 @@ impl Cluster {
             let known = list(volume.replicas.iter().map(|replica| self.node_name(replica.node)));
             OptionsError::NoReplica { volume: volume.name.clone(), node: node.name.clone(), known }
         })?;
-        let secret = self.secret.clone().ok_or(OptionsError::NoSecret)?;
+        let secrets = self.secrets.clone().ok_or(OptionsError::NoSecret)?;
         let tuning = &volume.tuning;
         let others = || volume.replicas.iter().filter(|other| other.node != node.id);
         Ok(VolumeOptions {
@@ -220,7 +221,7 @@ impl Cluster {
             checksums: tuning.checksums,
             listen: replica.listen,
             peers: others().map(|peer| self.peer_address(peer)).collect(),
-            secret,
+            secrets,
             tls: volume.speaks_tls(),
             nbd_unix: Some(replica.nbd_socket.clone()),
             nbd_tcp: replica.nbd_listen,

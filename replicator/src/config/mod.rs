@@ -16,6 +16,7 @@ mod problem;
 mod reader;
 mod relations;
 mod secret;
+mod secret_files;
 mod section;
 mod stack;
 mod tuning;
@@ -41,6 +42,7 @@ pub use hook::{Hook, Occasion};
 pub use orchestrator::{FenceMode, NodeOrchestrator, Orchestrator, Watchdog};
 pub use problem::{Problem, Problems, Severity};
 pub use secret::fresh_secret;
+pub use secret_files::{SecretFileError, SecretFiles};
 pub use stack::{
     AgentPlaces, AgentStep, CommandStep, FileSystemStep, Fsck, Holders, Stack, Step, StepKind, UnitStep,
 };

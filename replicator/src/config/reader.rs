@@ -17,7 +17,7 @@ use super::section::{At, Section};
 use super::tuning::Tuning;
 use super::uuid::{format_uuid, fresh_uuid, parse_uuid};
 use super::{WithSecret, fence, hook, relations, secret, stack};
-use crate::options::Secret;
+use crate::secrets::Secrets;
 
 const CONTROL_SOCKET: &str = "/run/holdfast/control.sock";
 const SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -29,7 +29,7 @@ const PROTOCOLS: [(&str, Protocol); 3] = [("A", Protocol::A), ("B", Protocol::B)
 struct Head {
     name: String,
     incarnation: Incarnation,
-    secret: Option<Secret>,
+    secrets: Option<Secrets>,
     secret_file: Option<PathBuf>,
 }
 
@@ -134,7 +134,7 @@ fn read_cluster(
     let incarnation = section.integer("incarnation", 1..=u64::MAX / 2, problems).map_or(1, |at| at.value);
     let (inline, file) = (section.text("secret", problems), section.text("secret-file", problems));
     let secret_file = file.as_ref().map(|file| resolve(path, &file.value));
-    let secret = match (inline, file) {
+    let secrets = match (inline, file) {
         (Some(inline), Some(_)) => {
             problems.error(&inline.span, "both `secret` and `secret-file` are given", "keep one".to_owned());
             None
@@ -157,7 +157,7 @@ fn read_cluster(
         }
     };
     section.finish(problems);
-    Some(Head { name: name?.value, incarnation: Incarnation(incarnation), secret, secret_file })
+    Some(Head { name: name?.value, incarnation: Incarnation(incarnation), secrets, secret_file })
 }
 
 fn read_nodes(top: &mut Section<'_>, path: &Path, problems: &mut Problems) -> Option<Vec<NodeDraft>> {
@@ -409,7 +409,7 @@ fn build(
     Cluster {
         name: head.name,
         incarnation: head.incarnation,
-        secret: head.secret,
+        secrets: head.secrets,
         secret_file: head.secret_file,
         nodes,
         volumes,

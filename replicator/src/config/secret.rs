@@ -7,13 +7,15 @@ use ring::rand::{SecureRandom, SystemRandom};
 
 use super::file::{self, FileError};
 use super::problem::Problems;
+use super::secret_files::SecretFiles;
 use super::section::At;
 use crate::options::Secret;
+use crate::secrets::Secrets;
 
 /// Bytes a secret has at least.
-const SECRET_BYTES_MIN: usize = 16;
+pub(super) const SECRET_BYTES_MIN: usize = 16;
 /// Bytes a secret has at most.
-const SECRET_BYTES_MAX: usize = 4096;
+pub(super) const SECRET_BYTES_MAX: usize = 4096;
 
 /// A fresh random secret: 256 bits in hexadecimal.
 ///
@@ -27,15 +29,23 @@ pub fn fresh_secret() -> String {
 }
 
 /// Takes the secret that stands in the configuration file.
-pub(super) fn inline(text: &At<String>, problems: &mut Problems) -> Option<Secret> {
-    sound(text.value.as_bytes(), &text.span, "the secret", problems)
+pub(super) fn inline(text: &At<String>, problems: &mut Problems) -> Option<Secrets> {
+    sound(text.value.as_bytes(), &text.span, "the secret", problems).map(Secrets::only)
 }
 
-/// Reads the secret from a file of its own.
-pub(super) fn from_file(path: &Path, at: &At<String>, problems: &mut Problems) -> Option<Secret> {
+/// Reads the secret from a file of its own, and those beside it that are there while keys are rotated.
+pub(super) fn from_file(path: &Path, at: &At<String>, problems: &mut Problems) -> Option<Secrets> {
     let bytes = read(path, at, problems)?;
     let subject = format!("the secret in {}", path.display());
-    sound(bytes.trim_ascii(), &at.span, &subject, problems)
+    let own = sound(bytes.trim_ascii(), &at.span, &subject, problems)?;
+    match SecretFiles::at(path).load_others() {
+        Ok((next, old)) => Some(Secrets { own, next, old }),
+        Err(error) => {
+            let help = "it is there while keys are rotated: holdfast cluster rotate-keys goes on".to_owned();
+            problems.error(&at.span, error.to_string(), help);
+            None
+        }
+    }
 }
 
 fn read(path: &Path, at: &At<String>, problems: &mut Problems) -> Option<Vec<u8>> {

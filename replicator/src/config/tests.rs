@@ -61,7 +61,7 @@ fn defaults() {
     assert!(options.lock_memory);
     assert_eq!(options.nbd_unix.as_deref(), Some(Path::new("/run/holdfast/r0.sock")));
     assert_eq!(options.nbd_tcp, None);
-    assert_eq!(options.secret.0, b"0123456789abcdef");
+    assert_eq!(options.secrets.own.0, b"0123456789abcdef");
     assert_eq!(options.peers.len(), 1);
     assert_eq!(options.peers[0].address.to_string(), "10.0.0.2:7788");
     let core = &options.core;
@@ -317,7 +317,7 @@ fn secret_files() {
     std::fs::write(&secret, "0123456789abcdef0123\n").unwrap();
     std::fs::set_permissions(&secret, PermissionsExt::from_mode(0o644)).unwrap();
     let loaded = load(&path, WithSecret::Yes).unwrap();
-    assert_eq!(loaded.cluster.secret.unwrap().0, b"0123456789abcdef0123");
+    assert_eq!(loaded.cluster.secrets.unwrap().own.0, b"0123456789abcdef0123");
     let shown = loaded.warnings.to_string();
     assert!(shown.contains("may be read by others (mode 644)") && shown.contains("chmod 600"), "{shown}");
     std::fs::set_permissions(&secret, PermissionsExt::from_mode(0o600)).unwrap();

@@ -215,6 +215,14 @@ impl Client {
         self.ask(Method::POST, "/v1/reload", &Nothing {})
     }
 
+    /// Has the replicator read the cluster's secrets again.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is a no.
+    pub fn rekey(&self) -> Result<Done, ClientError> {
+        self.ask(Method::POST, "/v1/keys", &Nothing {})
+    }
+
     /// Has the volume grow.
     ///
     /// # Errors

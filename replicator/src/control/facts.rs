@@ -42,7 +42,7 @@ impl Facts {
     #[must_use]
     pub fn new(mut cluster: Cluster, node: NodeId) -> Self {
         // Nothing here needs the secret, so it is not kept where a dump of the server's memory would show it.
-        cluster.secret = None;
+        cluster.secrets = None;
         let names = cluster.names();
         Self { cluster, names, node }
     }

@@ -4,6 +4,7 @@
 //! GET  /v1/version
 //! GET  /v1/status                       the node with all its volumes
 //! POST /v1/reload                       {}
+//! POST /v1/keys                         {}; the secret's files are read again
 //! GET  /v1/volumes/{volume}
 //! POST /v1/volumes/{volume}/promote     {"force": false}
 //! POST /v1/volumes/{volume}/demote      {}
@@ -63,7 +64,7 @@ pub use client::{Client, ClientError};
 pub use facts::{Facts, LiveFacts};
 pub use server::{Server, ServerError, serve_metrics};
 pub use socket::{ControlSocket, SocketError};
-pub use tcp::{Offer, TcpServer};
+pub use tcp::{Offer, TcpServer, TlsNow};
 
 /// What the control interface needs of a running volume.
 pub trait Volume: Send + Sync + 'static {
@@ -114,6 +115,12 @@ pub trait Reload: Send + Sync + 'static {
     /// # Errors
     /// What is wrong with the file, or what cannot be changed so.
     fn reload(&self) -> Result<(Facts, String), String>;
+
+    /// Reads the cluster's secrets again and has what runs take them over; what was done.
+    ///
+    /// # Errors
+    /// What is wrong with their files, or what did not take them over.
+    fn rekey(&self) -> Result<String, String>;
 }
 
 impl Volume for VolumeHandle {

@@ -42,7 +42,7 @@ const ADMIN_DEADLINE: Duration = Duration::from_secs(30);
 pub(super) struct Shared {
     pub(super) facts: LiveFacts,
     pub(super) volumes: Vec<Arc<dyn Volume>>,
-    pub(super) reload: Box<dyn Reload>,
+    pub(super) reload: Arc<dyn Reload>,
 }
 
 impl Shared {
@@ -93,6 +93,7 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/version", get(version))
         .route("/v1/status", get(status))
         .route("/v1/reload", post(reload))
+        .route("/v1/keys", post(rekey))
         .route("/v1/volumes/{volume}", get(volume))
         .route("/v1/volumes/{volume}/promote", post(promote))
         .route("/v1/volumes/{volume}/demote", post(demote))
@@ -219,6 +220,19 @@ async fn shrink(
     let request: Shrink = parse(&body)?;
     let node = node_of(&shared, &request.node)?;
     act(&shared, &name, AdminAction::Shrink { node }).await
+}
+
+/// Takes over the secrets as their files have them now.
+async fn rekey(State(shared): AppState, body: Bytes) -> Result<Json<Done>, Refusal> {
+    let Nothing {} = parse(&body)?;
+    let result = {
+        let shared = Arc::clone(&shared);
+        blocking(move || shared.reload.rekey()).await?
+    };
+    match result {
+        Ok(message) => Ok(Json(Done { message })),
+        Err(message) => Err(Refusal::new(StatusCode::CONFLICT, "refused", message, None)),
+    }
 }
 
 /// Takes over what has changed in the configuration file.

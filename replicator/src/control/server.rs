@@ -70,7 +70,7 @@ impl Server {
         path: &Path,
         facts: LiveFacts,
         volumes: Vec<Arc<dyn Volume>>,
-        reload: Box<dyn Reload>,
+        reload: Arc<dyn Reload>,
     ) -> Result<Self, ServerError> {
         let (socket, listener) = ControlSocket::bind(path)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -22,13 +22,15 @@ use super::server::{Connections, HEAD_TIMEOUT, ServerError, serve, with_activity
 /// The first byte of a TLS connection: a record of the handshake. No method of HTTP begins so.
 const TLS_HANDSHAKE: u8 = 0x16;
 
+/// What TLS is spoken with: asked for each connection, since keys are rotated.
+pub type TlsNow = Box<dyn Fn() -> Arc<ServerConfig> + Send + Sync>;
+
 /// What is to be had.
-#[derive(Debug)]
 pub struct Offer {
     /// By anybody.
     pub open: Router,
     /// By whoever has a certificate.
-    pub secure: Option<(Arc<ServerConfig>, Router)>,
+    pub secure: Option<(TlsNow, Router)>,
 }
 
 /// A running server; stopped when dropped.
@@ -103,7 +105,7 @@ async fn answer(stream: TcpStream, offer: Arc<Offer>, activity: Arc<Activity>) {
     let Ok(Ok(1)) = timeout(HEAD_TIMEOUT, stream.peek(&mut first)).await else { return };
     match &offer.secure {
         Some((tls, router)) if first[0] == TLS_HANDSHAKE => {
-            let accepted = timeout(HEAD_TIMEOUT, TlsAcceptor::from(Arc::clone(tls)).accept(stream)).await;
+            let accepted = timeout(HEAD_TIMEOUT, TlsAcceptor::from(tls()).accept(stream)).await;
             // Who has no certificate was told so by TLS itself.
             let Ok(Ok(stream)) = accepted else { return };
             serve(stream, with_activity(router, activity)).await;

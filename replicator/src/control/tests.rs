@@ -212,7 +212,7 @@ impl Bench {
             &self.path(),
             LiveFacts::new(facts()),
             vec![Arc::clone(&self.volume) as Arc<dyn Volume>],
-            Box::new(Unchanged),
+            Arc::new(Unchanged),
         )
     }
 
@@ -239,6 +239,10 @@ impl Reload for Unchanged {
     fn reload(&self) -> Result<(Facts, String), String> {
         Ok((facts(), "n0: nothing has changed".to_owned()))
     }
+
+    fn rekey(&self) -> Result<String, String> {
+        Err("the secret file is gone".to_owned())
+    }
 }
 
 fn facts() -> Facts {
@@ -260,6 +264,12 @@ fn a_reload_is_answered_with_names() {
         "{}",
         done.message
     );
+}
+
+#[test]
+fn a_rekey_that_fails_says_why() {
+    let (code, message, _) = refusal(&Bench::new().client().rekey().unwrap_err());
+    assert_eq!((code.as_str(), message.as_str()), ("refused", "the secret file is gone"));
 }
 
 #[test]
@@ -528,7 +538,7 @@ fn a_stale_socket_is_replaced_and_a_file_is_not() {
     assert!(error.contains("is not a socket; it is left alone"), "{error}");
     assert_eq!(std::fs::read(bench.path()).unwrap(), b"precious");
     let nowhere = bench.folder.path().join("no/control.sock");
-    let error = Server::start(&nowhere, LiveFacts::new(facts()), Vec::new(), Box::new(Unchanged))
+    let error = Server::start(&nowhere, LiveFacts::new(facts()), Vec::new(), Arc::new(Unchanged))
         .unwrap_err()
         .to_string();
     assert!(error.contains("does not exist; make it first"), "{error}");

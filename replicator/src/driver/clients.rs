@@ -88,6 +88,11 @@ impl Clients {
         }
     }
 
+    /// Clients that come from now on meet this.
+    pub(crate) fn set_tls(&mut self, tls: Option<Arc<ServerConfig>>) {
+        self.tls = tls;
+    }
+
     /// Connections there are.
     pub(crate) fn len(&self) -> usize {
         self.clients.len()

@@ -15,8 +15,9 @@ use replicator_core::units::{NodeId, Token};
 use super::ublk::{NewUblk, UblkStatus};
 use crate::branch::{BranchInfo, Branches};
 use crate::error::{VolumeError, VolumeFault};
+use crate::keyring::Keyring;
 use crate::latency::Latencies;
-use crate::options::PeerAddress;
+use crate::options::{PeerAddress, VolumeOptions};
 use crate::ublk;
 
 /// A volume's replica and what the shell knows about it.
@@ -52,6 +53,8 @@ pub(crate) enum Request {
     AddReplica { address: PeerAddress, config: PeerConfig, answer: mpsc::Sender<Result<String, AdminError>> },
     /// One is to be let go.
     RemoveReplica { node: NodeId, answer: mpsc::Sender<Result<String, AdminError>> },
+    /// The cluster's keys are others now.
+    Rekey { keyring: Box<Keyring>, answer: mpsc::Sender<Result<String, AdminError>> },
     /// A branch is kept, or could not be.
     BranchKept { token: Token, result: Result<(), String> },
     /// The backing disk was looked at, or made larger.
@@ -181,6 +184,17 @@ impl VolumeHandle {
     /// What the replica says, or that there was no answer.
     pub fn remove_replica(&self, node: NodeId, deadline: Duration) -> Result<String, VolumeError> {
         self.ask(|answer| Request::RemoveReplica { node, answer }, deadline)
+    }
+
+    /// Takes over the cluster's keys as `options` have them. Links that were proven with one that is accepted no more are
+    /// ended, and begin anew.
+    ///
+    /// # Errors
+    /// If the system gives no random numbers, or there was no answer.
+    pub fn rekey(&self, options: &VolumeOptions, deadline: Duration) -> Result<String, VolumeError> {
+        let keyring = Keyring::new(options)
+            .map_err(|error| VolumeError::Refused(AdminError::Refused(error.to_string())))?;
+        self.ask(|answer| Request::Rekey { keyring: Box::new(keyring), answer }, deadline)
     }
 
     /// Begins to serve a device of the kernel's ublk driver, which was made with so many tags and belongs to an

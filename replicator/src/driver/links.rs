@@ -22,7 +22,8 @@ use crate::auth::{Handshake, Progress};
 use crate::device::io_error;
 use crate::identity::Identity;
 use crate::link::{BACKLOG_BYTES_MAX, FAREWELL_MS, Incoming, Link, Phase};
-use crate::options::{PeerAddress, Secret};
+use crate::options::PeerAddress;
+use crate::secrets::{KeyId, Secrets};
 use crate::secure::Secure;
 use crate::session::Session;
 
@@ -39,7 +40,7 @@ pub(crate) struct Links {
     dials: Vec<Dial>,
     /// Who may be at the other end.
     peers: Vec<NodeId>,
-    secret: Secret,
+    secrets: Secrets,
     /// What TLS is spoken with, if it is.
     identity: Option<Identity>,
     volume: VolumeId,
@@ -56,7 +57,7 @@ impl Links {
     pub(crate) fn new(
         node: NodeId,
         peers: &[PeerAddress],
-        secret: Secret,
+        secrets: Secrets,
         identity: Option<Identity>,
         volume: VolumeId,
         peer_timeout_ms: u64,
@@ -66,7 +67,7 @@ impl Links {
             links: Slab::with_capacity(LINKS_MAX),
             dials: Dial::of(node, peers, now),
             peers: peers.iter().map(|peer| peer.node).collect(),
-            secret,
+            secrets,
             identity,
             volume,
             peer_timeout_ms,
@@ -93,6 +94,24 @@ impl Links {
     pub(crate) fn remove_peer(&mut self, node: NodeId) {
         self.peers.retain(|peer| *peer != node);
         self.dials.retain(|dial| dial.node != node);
+    }
+
+    /// Other keys are accepted from now on, and perhaps another one is used. Ends the links that were proven with one that
+    /// is accepted no more, and those that are being proven; says how many. Whoever dialed dials again at once.
+    pub(crate) fn rekey(&mut self, cx: &mut Context, secrets: Secrets, identity: Option<Identity>) -> usize {
+        let accepted: Vec<KeyId> = secrets.accepted().map(KeyId::of).collect();
+        (self.secrets, self.identity) = (secrets, identity);
+        let is_over = |link: &Link| match link.phase {
+            Phase::Up => link.proven_with.is_none_or(|key| !accepted.contains(&key)),
+            Phase::Closing { .. } => false,
+            Phase::Connecting | Phase::Securing | Phase::Proving(_) => true,
+        };
+        let over: Vec<Key> =
+            self.links.iter().filter(|(_, link)| is_over(link)).map(|(key, _)| key).collect();
+        for key in &over {
+            self.part(cx, *key, "the cluster's keys are others now");
+        }
+        over.len()
     }
 
     /// When something here is due.
@@ -258,9 +277,9 @@ impl Links {
     fn prove(&mut self, cx: &mut Context, key: Key) {
         let link = self.links.get_mut(key).expect("the caller has it");
         let begun = if link.peer.is_some() {
-            Handshake::dial(&self.secret, self.volume).map(|(handshake, say)| (handshake, Some(say)))
+            Handshake::dial(&self.secrets, self.volume).map(|(handshake, say)| (handshake, Some(say)))
         } else {
-            Handshake::listen(&self.secret, self.volume).map(|handshake| (handshake, None))
+            Handshake::listen(&self.secrets, self.volume).map(|handshake| (handshake, None))
         };
         match begun {
             Ok((handshake, say)) => {

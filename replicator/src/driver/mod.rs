@@ -40,12 +40,11 @@ use replicator_core::units::{Instant, NodeId, Token};
 use replicator_core::wire::message::Message;
 
 use crate::branch::BranchInfo;
-use crate::client_identity::{self, Authority};
 use crate::config::format_uuid;
 use crate::device::{Device, io_error};
 use crate::error::{RingError, StartError};
 use crate::frontend::Need;
-use crate::identity::Identity;
+use crate::keyring::Keyring;
 use crate::latency::Latencies;
 use crate::names::NodeNames;
 use crate::options::{PeerAddress, VolumeOptions};
@@ -184,21 +183,9 @@ impl Driver {
         }
         let view = DiskView { file: disk.file, kind: disk_kind };
         let core = &options.core;
-        let identity = || Identity::new(&options.secret, core.incarnation.0, core.node.0);
-        let links = Links::new(
-            core.node,
-            &options.peers,
-            options.secret.clone(),
-            options.tls.then(identity).transpose()?,
-            core.volume,
-            core.peer_timeout_ms,
-            now,
-        );
-        let listener = || {
-            let (name, names) = (&options.node_name, &options.nbd_names);
-            client_identity::listener(&options.secret, Authority::NbdClients, name, names)
-        };
-        let nbd_tls = options.nbd_tls.then(listener).transpose()?;
+        let Keyring { secrets, identity, nbd_tls } = Keyring::new(&options)?;
+        let links =
+            Links::new(core.node, &options.peers, secrets, identity, core.volume, core.peer_timeout_ms, now);
         let control = Control::new(&mut ring, requests, wake).map_err(system("register the wake-up"))?;
         let storage = Storage::new(&mut ring, disk, journal).map_err(system("map memory"))?;
         let (waiters, latencies) = (Waiters::new(), Latencies::default());
@@ -355,6 +342,12 @@ impl Driver {
                 Request::RemoveReplica { node, answer } => {
                     let id = self.control.expect(answer);
                     self.cx.give(Event::Admin { id, action: AdminAction::RemoveReplica { node } });
+                }
+                Request::Rekey { keyring, answer } => {
+                    let Keyring { secrets, identity, nbd_tls } = *keyring;
+                    self.clients.set_tls(nbd_tls);
+                    let parted = self.links.rekey(&mut self.cx, secrets, identity);
+                    let _ = answer.send(Ok(format!("the keys are taken over, {parted} links begin anew")));
                 }
                 Request::BranchKept { token, result } => self.cx.give(Event::BranchKept { token, result }),
                 Request::DiskGrown { token, result } => self.cx.give(Event::DiskGrown { token, result }),

@@ -11,6 +11,7 @@ use super::*;
 use crate::create::create;
 use crate::inspect::{FramesEnd, inspect};
 use crate::options::{DirectIo, PeerAddress, RingOptions, Secret};
+use crate::secrets::Secrets;
 
 pub(crate) fn options(dir: &Path) -> VolumeOptions {
     let listen = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -47,7 +48,7 @@ pub(crate) fn options(dir: &Path) -> VolumeOptions {
         checksums: false,
         listen,
         peers: Vec::new(),
-        secret: Secret(vec![1; 32]),
+        secrets: Secrets::only(Secret(vec![1; 32])),
         tls: false,
         nbd_unix: None,
         nbd_tcp: None,

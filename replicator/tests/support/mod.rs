@@ -11,6 +11,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use replicator::options::{DirectIo, PeerAddress, RingOptions, Secret, VolumeOptions};
+use replicator::secrets::Secrets;
 use replicator::{VolumeHandle, VolumeStatus};
 use replicator_core::config::{Config, OnPeerLoss, PeerConfig, Protocol};
 use replicator_core::event::AdminAction;
@@ -74,7 +75,7 @@ fn options(dir: &Path, node: u8, addresses: &[SocketAddr], protocol: Protocol) -
                 address: addresses[usize::from(*node)],
             })
             .collect(),
-        secret: Secret(b"a secret of the tests".to_vec()),
+        secrets: Secrets::only(Secret(b"a secret of the tests".to_vec())),
         tls: false,
         nbd_unix: Some(dir.join("nbd.sock")),
         nbd_tcp: None,

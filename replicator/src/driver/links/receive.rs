@@ -114,6 +114,7 @@ impl Links {
             Ok(Progress::Wait) => self.more(cx, key),
             Ok(Progress::Step { consumed, say, done }) => {
                 link.inbox.consume(consumed);
+                link.proven_with = handshake.proven_with();
                 if let Some(say) = say {
                     self.say(cx, key, say.bytes());
                 }
