@@ -1,9 +1,11 @@
 //! `holdfast orchestrator`: this node's vote, and the hands that promote and demote its replicas.
 
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use orchestrator::{ControlLink, Options};
+use orchestrator::{ControlLink, Ended, Options};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tokio::sync::watch;
@@ -48,5 +50,15 @@ pub(crate) fn run(arguments: &OrchestratorArgs) -> Result<()> {
         let _ = print(&format!("ready: orchestrator of node {}", node.name));
         notify("READY=1");
     };
-    Ok(orchestrator::run(options, link, stopped, ready)?)
+    match orchestrator::run(options, link, stopped, ready)? {
+        Ended::Stopped => Ok(()),
+        Ended::Again => begin_anew(),
+    }
+}
+
+/// The same process with the same arguments: what it started stays its own, and nobody who watches over it sees it end.
+fn begin_anew() -> Result<()> {
+    say("the configuration is read again");
+    let error = Command::new("/proc/self/exe").args(std::env::args_os().skip(1)).exec();
+    Err(error).context("cannot begin anew")
 }

@@ -31,6 +31,10 @@ pub(crate) fn run(arguments: &ClusterArgs) -> Result<()> {
                 client.post(&format!("/v1/nodes/{node}/token"), &Invite { valid_ms: *valid })?;
             show(arguments.json, &invited, || render_invited(&invited))
         }
+        ClusterCommand::Reload => {
+            let done: Done = client.post("/v1/reload", &())?;
+            show(arguments.json, &done, || done.message.clone())
+        }
         ClusterCommand::RotateKeys { keep_old } => {
             let done: Done = client.post("/v1/keys/rotate", &RotateKeys { keep_old: *keep_old })?;
             show(arguments.json, &done, || format!("{}{}", done.message, after_rotation(*keep_old)))
@@ -84,6 +88,7 @@ fn render(status: &Status, style: Style) -> String {
             (Some(power), ..) => power.as_str(),
             (None, true, _) => "standby",
             (None, _, true) => "paused",
+            (None, false, false) if !node.votes => "does not vote yet",
             _ => "",
         };
         nodes.row([node.name.clone(), node.health.clone(), node.suspicions.to_string(), state.to_owned()]);
@@ -111,6 +116,9 @@ fn render(status: &Status, style: Style) -> String {
     }
     if status.paused {
         out.push_str("\nEverything is paused: nothing fails over. holdfast cluster pause --off\n");
+    }
+    if let Some(excluded) = &status.excluded {
+        let _ = writeln!(out, "\n{}", style.red(excluded));
     }
     if status.leader.is_none() {
         let text =

@@ -33,7 +33,7 @@ pub use consensus::StartError;
 pub use consensus::wal::WalError;
 pub use link::{ControlLink, Link, LinkError};
 pub use mind::{Event, EventKind};
-pub use node::RunError;
+pub use node::{Ended, RunError};
 pub use options::{Options, OptionsError, worst};
 
 /// Runs one node's orchestrator until `stop` says so; `ready` is called when it takes part.
@@ -45,7 +45,7 @@ pub fn run(
     link: Arc<dyn Link>,
     stop: watch::Receiver<bool>,
     ready: impl FnOnce(),
-) -> Result<(), RunError> {
+) -> Result<Ended, RunError> {
     let (socket, listener) = ControlSocket::bind(&options.control).map_err(std::io::Error::other)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(async {
@@ -54,9 +54,9 @@ pub fn run(
         tokio::spawn(control::serve(listener, Arc::clone(&orchestrator)));
         let api = api::start(&orchestrator)?;
         ready();
-        orchestrator.run(stop).await;
+        let ended = orchestrator.run(stop).await;
         drop(api);
-        Ok(())
+        Ok(ended)
     });
     // A step that waits for the replicator must not keep the process from ending.
     runtime.shutdown_background();

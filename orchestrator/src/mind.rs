@@ -111,8 +111,10 @@ pub(crate) struct Mind {
     busy: BTreeSet<(VolumeId, StepKind)>,
     /// Whether proposals are under way: the next are decided on what these lead to.
     pub(crate) proposing: bool,
-    /// Whether a voter is being taken in.
-    pub(crate) admitting: bool,
+    /// Whether it is being agreed on who votes.
+    pub(crate) changing_voters: bool,
+    /// Another node, if it says that this one is none of its cluster.
+    pub(crate) excluded_by: Option<NodeId>,
     pub(crate) notes: Vec<Note>,
     /// What this node says of its machine.
     pub(crate) machine: Machine,

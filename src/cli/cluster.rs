@@ -123,6 +123,8 @@ pub(crate) enum ClusterCommand {
         #[arg(long)]
         keep_old: bool,
     },
+    /// Have the orchestrator read its configuration again: nodes that are new vote, those that are gone do not
+    Reload,
     /// Who leads, who is heard, who may write each volume, and why nothing else
     Status,
     /// What would happen, by the decisions themselves; nothing is changed

@@ -68,6 +68,7 @@ fn what_is_accepted() {
         "holdfast cluster init --name prod --node a=10.0.0.1 --node b=[fd00::2]:7000 --config f",
         "holdfast cluster token b --valid 10min --control /s --json",
         "holdfast cluster join hf1-00 --config f",
+        "holdfast cluster reload --control /s",
         "holdfast cluster rotate-keys",
         "holdfast cluster rotate-keys --keep-old --control /s --json",
         "holdfast cluster move r0 --to b",

@@ -64,14 +64,13 @@ impl Machines {
 
     /// The port of a node's orchestrator.
     pub(crate) fn port(&self, node: &str) -> u16 {
-        self.ports[NODES.iter().position(|known| *known == node).unwrap_or(NODES.len())]
+        self.ports[place(node)]
     }
 
     /// `holdfast cluster init` on a machine.
     pub(crate) fn init(&self, machine: &str) -> Output {
         // Machines are told apart by their addresses.
-        let place = |node| NODES.iter().position(|known| *known == node).unwrap() + 1;
-        let nodes = NODES.map(|node| format!("{node}=127.0.0.{}:{}", place(node), self.port(node)));
+        let nodes = NODES.map(|node| format!("{node}=127.0.0.{}:{}", place(node) + 1, self.port(node)));
         let config = self.config(machine);
         let [a, b, w] = &nodes;
         let named = ["--node", a, "--node", b, "--node", w, "--config", config.to_str().unwrap()];
@@ -82,13 +81,9 @@ impl Machines {
     pub(crate) fn write_volume(&self, machine: &str) {
         let path = self.config(machine);
         let mut text = std::fs::read_to_string(&path).unwrap();
-        for node in NODES {
-            let port = format!("port = {}\n", self.port(node));
-            let places = format!("{port}control = \"{node}.orc\"\nstore = \"{node}.store\"\n");
-            text = text.replace(&port, &places);
-            let name = format!("name = \"{node}\"\n");
-            text = text.replace(&name, &format!("{name}control = \"{node}.ctl\"\n"));
-        }
+        let at = text.find("[[node]]").expect("it has nodes");
+        text.truncate(at);
+        text += &NODES.map(|node| self.section(node)).concat();
         text += "[[volume]]\nname = \"r0\"\nuuid = \"01915f1e-0a4b-4c3d-8e2f-0123456789ab\"\nsize = \"16MiB\"\n\
                  lock-memory = false\ntls = \"on\"\n";
         for (node, port) in [("a", self.ports[4]), ("b", self.ports[5])] {
@@ -98,6 +93,16 @@ impl Machines {
             );
         }
         std::fs::write(path, text).unwrap();
+    }
+
+    /// What the configuration says of a node. It has a number, so that others keep theirs when it goes.
+    pub(crate) fn section(&self, node: &str) -> String {
+        let (place, port) = (place(node), self.port(node));
+        format!(
+            "[[node]]\nname = \"{node}\"\nid = {place}\naddress = \"127.0.0.{}\"\ncontrol = \"{node}.ctl\"\n\
+             [node.orchestrator]\nport = {port}\ncontrol = \"{node}.orc\"\nstore = \"{node}.store\"\n",
+            place + 1
+        )
     }
 
     /// `holdfast cluster ...` at a machine's orchestrator.
@@ -146,6 +151,12 @@ impl Machines {
         self.processes.retain(|(found, _)| *found != name);
     }
 
+    /// How often a process of a node has been ready.
+    pub(crate) fn starts(&self, what: &str, node: &str) -> usize {
+        let log = std::fs::read_to_string(self.folder.path().join(format!("{what}.{node}.log")));
+        log.unwrap_or_default().matches("ready: ").count()
+    }
+
     /// What a machine's orchestrator says.
     pub(crate) fn status(&self, machine: &str) -> Option<Value> {
         serde_json::from_slice(&self.cluster(machine, &["status", "--json"]).stdout).ok()
@@ -192,6 +203,11 @@ impl Drop for Machines {
             let _ = child.wait();
         }
     }
+}
+
+/// The place of a node among the others; of one that is new, behind them.
+fn place(node: &str) -> usize {
+    NODES.iter().position(|known| *known == node).unwrap_or(NODES.len())
 }
 
 /// What a command that succeeded said.

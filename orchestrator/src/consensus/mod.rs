@@ -5,6 +5,7 @@ pub(crate) mod log;
 pub(crate) mod machine;
 mod network;
 pub(crate) mod types;
+pub(crate) mod voters;
 pub(crate) mod wal;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,6 +27,7 @@ use self::log::LogStore;
 use self::machine::{Applied, Machine};
 use self::network::Network;
 use self::types::{Snapshot, Types};
+use self::voters::Change;
 use self::wal::WalError;
 use crate::options::ELECTION_FACTOR_MAX;
 use crate::transport::message::{Request, Response};
@@ -161,11 +163,17 @@ impl Consensus {
         self.raft.voter_ids().collect()
     }
 
-    /// Puts a voter in the place of another one of the same node.
-    pub(crate) async fn admit(&self, voters: BTreeSet<u64>, new: u64) -> Result<(), ConsensusError> {
+    /// Has others vote: both the old and the new majorities agree to it.
+    pub(crate) async fn change_voters(&self, change: Change) -> Result<(), ConsensusError> {
         let stopped = |error: String| ConsensusError::Stopped(error);
-        let learner = self.raft.add_learner(new, EmptyNode::default(), false).await;
-        learner.map_err(|error| stopped(error.to_string()))?;
+        let voters = match change {
+            Change::Joins { new, voters } => {
+                let learner = self.raft.add_learner(new, EmptyNode::default(), false).await;
+                learner.map_err(|error| stopped(error.to_string()))?;
+                voters
+            }
+            Change::Leaves { voters, .. } => voters,
+        };
         let changed = self.raft.change_membership(voters, false).await;
         changed.map(|_| ()).map_err(|error| stopped(error.to_string()))
     }

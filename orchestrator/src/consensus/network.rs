@@ -51,6 +51,9 @@ impl Connection {
             return Err(unreachable_node(&io::Error::other("the configuration has no such node")));
         };
         match peer.call(request, within).await {
+            Ok(Response::Excluded) => {
+                Err(unreachable_node(&io::Error::other("its configuration does not have this node")))
+            }
             Ok(Response::Failed(text)) => Err(RPCError::Network(NetworkError::from_string(text))),
             Ok(response) => Ok(response),
             Err(error) if error.kind() == io::ErrorKind::TimedOut => {

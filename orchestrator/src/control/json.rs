@@ -36,6 +36,9 @@ pub struct Status {
     pub notes: Vec<Note>,
     /// What came of switching nodes off, the newest last.
     pub power: Vec<PastReport>,
+    /// Why this node is none of the cluster, if the leader says so.
+    #[serde(default)]
+    pub excluded: Option<String>,
     /// What happened here, the newest last.
     pub events: Vec<Event>,
 }
@@ -58,6 +61,8 @@ pub struct NodeReport {
     pub name: String,
     /// `alive`, `quarantined` or `suspected`.
     pub health: String,
+    /// Whether it votes.
+    pub votes: bool,
     /// Suspicions that are not forgiven yet.
     pub suspicions: u32,
     /// Whether it is to be given nothing.

@@ -14,6 +14,7 @@
 //! POST /v1/nodes/{node}/confirm-off     {"who": "root"}
 //! POST /v1/nodes/{node}/token           {"valid_ms": 3600000}; on the socket alone
 //! POST /v1/keys/rotate                  {"keep_old": false}; on the socket alone
+//! POST /v1/reload                       the configuration is read again
 //! POST /v1/pause                        {"on": true, "volume": "r0"} or {"on": true, "node": "b"} or {"on": true}
 //! ```
 //!
@@ -25,6 +26,7 @@ pub mod json;
 mod keys;
 mod newcomers;
 mod power;
+mod reload;
 mod routes;
 mod server;
 mod stack;

@@ -1,5 +1,6 @@
 //! The routes of the control interface and what each answers.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::extract::{DefaultBodyLimit, Path, State};
@@ -14,9 +15,11 @@ use orchestrator_core::view::Health;
 use replicator::control::json::{Done, Failure, FailureReason};
 
 use super::json::{Move, NodeReport, RecordReport, Status, Switch, VolumeReport};
-use super::{explain, history, keys, newcomers, power, stack};
+use super::{explain, history, keys, newcomers, power, reload, stack};
 use crate::clock::now;
+use crate::consensus::node_of;
 use crate::node::Orchestrator;
+use crate::node::voters::excluded_text;
 use crate::transport::message::{Answer, Question};
 
 /// Bytes of a request's body.
@@ -32,6 +35,7 @@ pub(super) fn router(orchestrator: Arc<Orchestrator>) -> Router {
     full_router()
         .route("/v1/nodes/{node}/token", post(newcomers::invite))
         .route("/v1/keys/rotate", post(keys::rotate))
+        .route("/v1/reload", post(reload::reload))
         .with_state(orchestrator)
 }
 
@@ -67,11 +71,13 @@ pub(crate) fn status_without_notes(this: &Orchestrator) -> Status {
     let (applied, leadership) = (this.consensus.applied(), this.consensus.leadership());
     let (policy, state, mind, now) = (&this.options.policy, &applied.state, this.mind(), now());
     let health = this.health();
+    let voters: BTreeSet<NodeId> = this.consensus.voters().into_iter().map(node_of).collect();
     let node = |node: &orchestrator_core::policy::Node| {
         let (heard, suspicions) = health.get(&node.id).copied().unwrap_or((Health::Alive, 0));
         NodeReport {
             name: node.name.clone(),
             health: heard.word().to_owned(),
+            votes: voters.contains(&node.id),
             suspicions,
             standby: state.standby.contains(&node.id),
             paused: state.paused.nodes.contains(&node.id),
@@ -103,6 +109,7 @@ pub(crate) fn status_without_notes(this: &Orchestrator) -> Status {
         stacks: stack::reports(this, state, &mind),
         notes: Vec::new(),
         power: power::history(policy, state),
+        excluded: mind.excluded_by.map(|leader| excluded_text(&policy.node_name(leader))),
         events: mind.events(),
     }
 }

@@ -8,7 +8,7 @@ mod questions;
 mod reports;
 mod seal;
 mod steps;
-mod voters;
+pub(crate) mod voters;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -46,6 +46,9 @@ use crate::watchdog::Watchdog;
 
 /// How long another orchestrator may take to answer.
 const CALL_WITHIN: Duration = Duration::from_millis(1_000);
+
+/// How long the answer to whoever has it begin anew may take to leave.
+const ANSWER_FOR: Duration = Duration::from_millis(50);
 
 /// Why an orchestrator does not run.
 #[derive(Debug, Error)]
@@ -92,6 +95,17 @@ pub(crate) struct Orchestrator {
     wake: Notify,
     /// There may be something to report before the next report is due.
     news: Notify,
+    /// The process is to begin anew, with the configuration as it is now.
+    again: Notify,
+}
+
+/// Why an orchestrator has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to stop.
+    Stopped,
+    /// It is to begin anew, with the configuration as it is now.
+    Again,
 }
 
 impl Orchestrator {
@@ -150,6 +164,7 @@ impl Orchestrator {
             mind: Mutex::new(mind),
             wake: Notify::new(),
             news: Notify::new(),
+            again: Notify::new(),
         });
         for listener in listeners {
             tokio::spawn(serve(listener, orchestrator.keys.watch(), Arc::clone(&orchestrator)));
@@ -162,7 +177,7 @@ impl Orchestrator {
     }
 
     /// Turns until told to stop.
-    pub(crate) async fn run(self: &Arc<Self>, mut stop: watch::Receiver<bool>) {
+    pub(crate) async fn run(self: &Arc<Self>, mut stop: watch::Receiver<bool>) -> Ended {
         let tasks = [
             tokio::spawn(Arc::clone(self).observe()),
             tokio::spawn(Arc::clone(self).begin()),
@@ -173,19 +188,30 @@ impl Orchestrator {
             tokio::time::interval(Duration::from_millis(self.options.policy.detection.heartbeat_ms));
         turns.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut applied = self.consensus.watch();
-        loop {
+        let ended = loop {
             tokio::select! {
                 _ = turns.tick() => {}
                 () = self.wake.notified() => {}
                 Ok(()) = applied.changed() => {}
-                _ = stop.wait_for(|stop| *stop) => break,
+                _ = stop.wait_for(|stop| *stop) => break Ended::Stopped,
+                () = self.again.notified() => break Ended::Again,
             }
             self.turn();
-        }
+        };
         tasks.iter().for_each(tokio::task::JoinHandle::abort);
         self.stop_watchdog();
         self.hooks.stop();
         self.consensus.stop().await;
+        ended
+    }
+
+    /// Ends, to begin anew with the configuration as it is now; whoever asked has time to be answered.
+    pub(crate) fn begin_anew(self: &Arc<Self>) {
+        let this = Arc::clone(self);
+        tokio::spawn(async move {
+            tokio::time::sleep(ANSWER_FOR).await;
+            this.again.notify_one();
+        });
     }
 
     fn turn(self: &Arc<Self>) {
@@ -234,7 +260,7 @@ impl Orchestrator {
             let this = Arc::clone(self);
             tokio::spawn(async move { this.propose(decision.proposals).await });
         }
-        self.admit_new_stores();
+        self.change_voters();
         // What was seen or asked for in this turn; if it is nothing new, nothing is sent.
         self.news.notify_one();
     }
@@ -293,6 +319,10 @@ fn key_store(options: &Options) -> Result<KeyStore, CertificateError> {
 
 impl Handler for Orchestrator {
     async fn handle(self: &Arc<Self>, from: NodeId, request: Request) -> Response {
+        // Nobody follows or elects a node that the configuration does not have, or no longer has.
+        if !self.options.nodes.contains_key(&from) {
+            return Response::Excluded;
+        }
         match self.consensus.handle(request).await {
             Ok(response) => response,
             Err(Request::Identify) => {

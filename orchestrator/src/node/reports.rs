@@ -33,7 +33,10 @@ impl Orchestrator {
             let mut wait_ms = REPORT_INTERVAL_MS;
             let began = now();
             let (report, leases) = self.next_report(began);
-            let leader = self.consensus.leadership().leader.or(hint.take()).or_else(|| guesses.next());
+            // A leader that hears nobody is perhaps none any more, and others know why.
+            let is_known = |leader: &NodeId| *leader != self.options.me || self.hears_anybody(began);
+            let leader = self.consensus.leadership().leader.filter(is_known);
+            let leader = leader.or(hint.take()).or_else(|| guesses.next());
             let is_new = last.as_ref() != Some(&report) || began.since_ms(last_at) >= REPORT_INTERVAL_MS;
             if let Some(leader) = leader.filter(|_| is_new || !leases.is_empty()) {
                 sequence += 1;
@@ -44,7 +47,9 @@ impl Orchestrator {
                     None => Ok(self.on_report(self.options.me, request).await),
                 };
                 match response {
+                    Ok(Response::Excluded) => self.note_excluded(Some(leader)),
                     Ok(Response::Reported(answer)) => {
+                        self.note_excluded(None);
                         (last, last_at) = (Some(report), began);
                         wait_ms = answer.again_ms.map_or(wait_ms, |again_ms| again_ms.min(wait_ms));
                         self.take_answer(&answer, began);
@@ -58,6 +63,10 @@ impl Orchestrator {
                 () = self.news.notified() => {}
             }
         }
+    }
+
+    fn hears_anybody(&self, now: Instant) -> bool {
+        self.heartbeats.health(now).values().any(|(health, _)| health.is_heard())
     }
 
     /// What is to be reported, and which leases are due.

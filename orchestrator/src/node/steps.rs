@@ -18,7 +18,8 @@ impl Orchestrator {
     /// What the record asks of the replicas here, as far as it is known to be new enough.
     pub(super) fn own_steps(&self, mind: &mut Mind, now: Instant) -> Vec<Step> {
         let applied = self.consensus.applied();
-        if mind.told.is_none_or(|told| applied.index < told) {
+        // Nobody tells a node that is out what is agreed on.
+        if mind.excluded_by.is_some() || mind.told.is_none_or(|told| applied.index < told) {
             return Vec::new();
         }
         let (state, policy, me) = (&applied.state, &self.options.policy, self.options.me);

@@ -1,4 +1,5 @@
-//! Who votes: a cluster that begins, and a node that comes back with another store. A part of the running orchestrator.
+//! Who votes: a cluster that begins, and nodes that come, come back with another store, and go. A part of the running
+//! orchestrator; who is to vote is decided in `consensus/voters`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -7,6 +8,8 @@ use std::time::Duration;
 use orchestrator_core::units::NodeId;
 
 use super::{CALL_WITHIN, Orchestrator};
+use crate::consensus::node_of;
+use crate::consensus::voters::{Change, Known, change};
 use crate::mind::Mind;
 use crate::transport::message::{Request, Response};
 use crate::transport::peer::Peer;
@@ -49,29 +52,68 @@ impl Orchestrator {
         tokio::spawn(async move { this.consensus.hand_over(voter).await });
     }
 
-    /// A node that lost its store comes back as another voter; the leader puts it in the place of the old one.
-    pub(super) fn admit_new_stores(self: &Arc<Self>) {
+    /// At the leader: the nodes of its configuration vote, and no others. A node that lost its store comes back as another
+    /// voter, in the place of the old one.
+    pub(super) fn change_voters(self: &Arc<Self>) {
         let mut mind = self.mind();
-        if mind.admitting || !mind.leads_in(self.consensus.leadership()) {
+        if mind.changing_voters || !mind.leads_in(self.consensus.leadership()) {
             return;
         }
         let voters = self.consensus.voters();
-        let Some(new) = mind.reported_voters().find(|voter| !voters.contains(voter)) else { return };
-        mind.admitting = true;
+        let reported = mind.reported_voters().chain([self.consensus.voter()]).collect();
+        let configured = self.options.nodes.keys().copied().collect();
+        let known = Known { voters: &voters, reported: &reported, configured: &configured };
+        let Some(change) = change(&known) else { return };
+        mind.changing_voters = true;
         drop(mind);
-        let node = crate::consensus::node_of(new);
-        let kept = voters.into_iter().filter(|voter| crate::consensus::node_of(*voter) != node);
-        let wanted: BTreeSet<u64> = kept.chain([new]).collect();
+        let text = self.voters_text(&change, &voters);
         let this = Arc::clone(self);
         tokio::spawn(async move {
-            let result = this.consensus.admit(wanted, new).await;
-            let name = this.options.policy.node_name(node);
+            let result = this.consensus.change_voters(change).await;
             let mut mind = this.mind();
             match result {
-                Ok(()) => mind.remember(format!("{name} votes with a new store")),
-                Err(error) => mind.remember(format!("{name} does not vote with its new store yet: {error}")),
+                Ok(()) => mind.remember(text),
+                Err(error) => mind.remember(format!("not yet: {text}: {error}")),
             }
-            mind.admitting = false;
+            mind.changing_voters = false;
         });
     }
+
+    fn voters_text(&self, change: &Change, before: &BTreeSet<u64>) -> String {
+        let policy = &self.options.policy;
+        match change {
+            Change::Joins { new, .. } => {
+                let node = node_of(*new);
+                let has_voted = before.iter().any(|voter| node_of(*voter) == node);
+                let with = if has_voted { "votes with a new store" } else { "votes from now on" };
+                format!("{} {with}", policy.node_name(node))
+            }
+            Change::Leaves { gone, .. } => {
+                let gone: Vec<String> = gone.iter().map(|node| node.0.to_string()).collect();
+                format!("node number {} has left the configuration, and votes no more", gone.join(", "))
+            }
+        }
+    }
+
+    /// Another node does not know this one: its configuration, which is newer or older than the one here, has none such.
+    pub(super) fn note_excluded(&self, by: Option<NodeId>) {
+        let mut mind = self.mind();
+        if mind.excluded_by == by {
+            return;
+        }
+        mind.excluded_by = by;
+        let text = match by {
+            Some(other) => excluded_text(&self.options.policy.node_name(other)),
+            None => "this node is a part of the cluster".to_owned(),
+        };
+        mind.remember(text);
+    }
+}
+
+/// What an orchestrator says of itself that its cluster does not know.
+pub(crate) fn excluded_text(other: &str) -> String {
+    format!(
+        "the configuration of {other} does not have this node: it votes no more and does nothing. If it was taken out, \
+         stop this orchestrator; if it is new, have the others read their configuration: holdfast cluster reload"
+    )
 }

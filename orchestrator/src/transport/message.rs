@@ -148,6 +148,8 @@ pub(crate) enum Response {
         initialized: bool,
     },
     Reported(ReportAnswer),
+    /// The configuration of whoever answers has no such node as the one that asks.
+    Excluded,
     Proposed(Result<(), Refused>),
     /// How a node is whose replica has promised.
     Sealed(Report),

@@ -173,7 +173,8 @@ mod tests {
     #[tokio::test]
     async fn a_handshake_that_takes_longer_than_a_call_is_awaited_by_the_next_one() {
         let secrets = Secrets::only(Secret(b"0123456789abcdef".to_vec()));
-        let keys = |node| KeyStore::new(secrets.clone(), None, 1, node, None).expect("there are random numbers");
+        let keys =
+            |node| KeyStore::new(secrets.clone(), None, 1, node, None).expect("there are random numbers");
         let (own, its) = (keys(NodeId(0)), keys(NodeId(1)));
         let server = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let front = TcpListener::bind("127.0.0.1:0").await.expect("a port");
