@@ -99,6 +99,10 @@ impl Machine {
         if self.is_failed() || !(due || hurry) || !self.needs_mark() || self.log.has_unwritten() {
             return;
         }
+        // It would lie where entries lay that were cut: until that is stored they are durable, and would be missed.
+        if self.meta.saved.cut != self.meta.current.cut {
+            return;
+        }
         if self.ring_place(FRAME_HEADER_BYTES as u64, true).is_none() {
             return;
         }

@@ -161,9 +161,16 @@ fn resyncs_under_kills_and_cuts_lose_nothing_and_all_copies_become_equal() {
     swarm("resync, three nodes", 21_000..21_006, &Setup { nodes: 3, ..setup() }, faults);
 }
 
+const POWER_LOSSES: Faults = Faults { kill: 2, power: 4, cut: 2, switch: 1 };
+
+#[test]
+fn a_mark_is_not_written_where_entries_lie_whose_cut_is_not_stored() {
+    run(22_059, &setup(), POWER_LOSSES, 4000);
+}
+
 #[test]
 fn resyncs_under_power_losses_lose_nothing_flushed() {
-    let faults = Faults { kill: 2, power: 4, cut: 2, switch: 1 };
+    let faults = POWER_LOSSES;
     swarm("resync and power, two nodes", 22_000..22_015, &setup(), faults);
     let freeze = Setup { nodes: 3, on_peer_loss: OnPeerLoss::Continue, ..setup() };
     swarm("resync and power, three nodes", 23_000..23_006, &freeze, faults);
