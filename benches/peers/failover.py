@@ -31,9 +31,7 @@ def arguments():
     parser.add_argument("--quick", action="store_true", help="five of each, half a minute: to see that it works")
     parser.add_argument("--seed", type=int, default=1, help="of the moments at which nodes are killed")
     parser.add_argument("--dir", help="where disks, journals and logs are (target/bench)")
-    parser.add_argument("--label", default="failover", help="name of the stored run (failover)")
-    parser.add_argument("--out", type=pathlib.Path, help="store the run in this folder, not in benches/runs")
-    parser.add_argument("--no-save", action="store_true", help="store nothing")
+    report.add_storing(parser, "failover")
     options = parser.parse_args()
     if options.quick:
         vars(options).update(QUICK)

@@ -6,7 +6,6 @@ secondary takes to answer again.
 
 import argparse
 import os
-import pathlib
 import signal
 
 import report
@@ -22,9 +21,7 @@ def arguments():
     parser.add_argument("--journal-size", default="256M", help="size of each journal (256M)")
     parser.add_argument("--seconds", type=float, default=10, help="length of the load (10)")
     parser.add_argument("--dir", help="a folder on a file system that takes sparse files of that size (target/bench)")
-    parser.add_argument("--label", default="memory", help="name of the stored run (memory)")
-    parser.add_argument("--out", type=pathlib.Path, help="store the run in this folder, not in benches/runs")
-    parser.add_argument("--no-save", action="store_true", help="store nothing")
+    report.add_storing(parser, "memory")
     return parser.parse_args()
 
 

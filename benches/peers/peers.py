@@ -4,7 +4,6 @@ Systems alternate within each round, so that a slow phase of the machine meets a
 """
 
 import argparse
-import pathlib
 import shutil
 import statistics
 
@@ -31,9 +30,7 @@ def arguments():
     parser.add_argument("--disk", action="store_true", help="images on the disk under target/, with O_DIRECT where the system can")
     parser.add_argument("--qemu-aio", default="io_uring", choices=["threads", "io_uring"], help="how qemu does file I/O without O_DIRECT (io_uring, the faster)")
     parser.add_argument("--quorum-reads", default="fifo", choices=["fifo", "quorum"], help="qemu's quorum: read the local child, or both and compare (fifo)")
-    parser.add_argument("--label", help="name of the stored run (peers-shm or peers-disk)")
-    parser.add_argument("--out", type=pathlib.Path, help="store the run in this folder, not in benches/runs")
-    parser.add_argument("--no-save", action="store_true", help="store nothing")
+    report.add_storing(parser, None, "peers-shm or peers-disk")
     options = parser.parse_args()
     options.direct = options.disk
     options.only = [name for name in options.only.split(",") if name] or [kind.name for kind in USUAL]

@@ -28,9 +28,7 @@ def arguments():
     parser.add_argument("--fsync", type=int, default=0, help="a flush after every so many writes (0: none)")
     parser.add_argument("--dir", help="a folder on the disk (target/bench)")
     parser.add_argument("--only", default="", help="of " + ", ".join(ENGINES + ["holdfast"]))
-    parser.add_argument("--label", default="raw", help="name of the stored run (raw)")
-    parser.add_argument("--out", type=pathlib.Path, help="store the run in this folder, not in benches/runs")
-    parser.add_argument("--no-save", action="store_true", help="store nothing")
+    report.add_storing(parser, "raw")
     options = parser.parse_args()
     options.only = [name for name in options.only.split(",") if name] or [*ENGINES, "holdfast"]
     for name in options.only:

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import pathlib
 import shlex
 import statistics
 import sys
@@ -64,6 +65,13 @@ def facts_text(facts):
             f"{facts['memory']} memory, kernel {facts['kernel']}, virtual machine: {facts['virtual']}, "
             f"load at the start {facts['load_at_start']:.2f}, "
             f"taken by the hypervisor {facts.get('steal_percent', 0):.1f}%. {packages}.")
+
+
+def add_storing(parser, label, says=None):
+    """Arguments that say where a run is kept."""
+    parser.add_argument("--label", default=label, help=f"name of the stored run ({says or label})")
+    parser.add_argument("--out", type=pathlib.Path, help="store the run in this folder, not in benches/runs")
+    parser.add_argument("--no-save", action="store_true", help="store nothing")
 
 
 def publish(name, title, facts, table, results, options, label=None):

@@ -39,3 +39,15 @@ make_drbd() {
   wait_for 20 "DRBD to be up to date" are_up_to_date
   drbd primary 0
 }
+
+# on_device SYSTEM COMMAND ARGS...: COMMAND with the device of SYSTEM (drbd, nbd or ublk) before its arguments. Holdfast's device is
+# made anew each time, since a volume has only one.
+on_device() {
+  local which=$1 command=$2 flags=()
+  shift 2
+  [[ $which == drbd ]] && { "$command" /dev/drbd0 "$@"; return; }
+  [[ $which == ublk ]] && flags=(--ublk)
+  on a attach r0 "${flags[@]}" >/dev/null || return 1
+  "$command" /dev/holdfast/r0 "$@"
+  holdfast detach r0 >/dev/null
+}

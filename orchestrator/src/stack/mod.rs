@@ -10,6 +10,8 @@ mod cage;
 mod command;
 mod device;
 mod filesystem;
+#[cfg(test)]
+mod one_step;
 mod supervised;
 mod turn;
 mod unit;

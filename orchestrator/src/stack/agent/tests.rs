@@ -5,8 +5,6 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::AtomicBool;
 
-use replicator::config::{WithSecret, parse};
-
 use super::*;
 
 const LONG: Duration = Duration::from_secs(60);
@@ -42,21 +40,8 @@ fn run(program: &str, arguments: &[&str]) -> String {
 
 /// A configuration with one `ocf` step, as it is read.
 fn loaded(agent: &str, parameters: &str) -> replicator::config::Loaded {
-    let nodes: String = ["a", "b", "w"]
-        .iter()
-        .enumerate()
-        .map(|(place, name)| {
-            format!("[[node]]\nname = \"{name}\"\naddress = \"10.0.0.{place}\"\n[node.orchestrator]\n")
-        })
-        .collect();
-    let text = format!(
-        "[cluster]\nname = \"c\"\nsecret = \"0123456789abcdef\"\n[orchestrator]\n{nodes}[[volume]]\nname = \"r0\"\n\
-         uuid = \"01915f1e-0a4b-4c3d-8e2f-0123456789ab\"\nsize = \"1GiB\"\n[[volume.replica]]\nnode = \"a\"\n\
-         disk = \"/d/0\"\njournal = \"/d/1\"\nport = 7788\n[[volume.replica]]\nnode = \"b\"\ndisk = \"/d/0\"\n\
-         journal = \"/d/1\"\nport = 7788\n[[stack]]\nname = \"db\"\n[[stack.step]]\nkind = \"volume\"\nvolume = \"r0\"\n\
-         [[stack.step]]\nkind = \"ocf\"\nagent = \"{agent}\"\nparameters = {{ {parameters} }}\n"
-    );
-    parse(Path::new("/etc/holdfast.toml"), &text, WithSecret::No).unwrap()
+    let step = format!("kind = \"ocf\"\nagent = \"{agent}\"\nparameters = {{ {parameters} }}\n");
+    super::super::one_step::loaded(&step)
 }
 
 /// A step that runs an agent.

@@ -4,8 +4,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use replicator::config::{WithSecret, parse};
-
 use super::*;
 
 const LONG: Duration = Duration::from_secs(30);
@@ -151,24 +149,7 @@ fn units_of_a_real_manager_come_and_go() {
 
 /// A configuration with one `systemd` step, as it is read.
 fn configuration(unit: &str) -> replicator::config::Loaded {
-    let nodes: String = ["a", "b", "w"]
-        .iter()
-        .enumerate()
-        .map(|(place, name)| {
-            format!("[[node]]\nname = \"{name}\"\naddress = \"10.0.0.{place}\"\n[node.orchestrator]\n")
-        })
-        .collect();
-    let replica = |node: &str| {
-        format!("[[volume.replica]]\nnode = \"{node}\"\ndisk = \"/d/0\"\njournal = \"/d/1\"\nport = 7788\n")
-    };
-    let text = format!(
-        "[cluster]\nname = \"c\"\nsecret = \"0123456789abcdef\"\n[orchestrator]\n{nodes}[[volume]]\nname = \"r0\"\n\
-         uuid = \"01915f1e-0a4b-4c3d-8e2f-0123456789ab\"\nsize = \"1GiB\"\n{}{}[[stack]]\nname = \"db\"\n\
-         [[stack.step]]\nkind = \"volume\"\nvolume = \"r0\"\n[[stack.step]]\nkind = \"systemd\"\nunit = \"{unit}\"\n",
-        replica("a"),
-        replica("b"),
-    );
-    parse(Path::new("/etc/holdfast.toml"), &text, WithSecret::No).unwrap()
+    super::super::one_step::loaded(&format!("kind = \"systemd\"\nunit = \"{unit}\"\n"))
 }
 
 #[test]

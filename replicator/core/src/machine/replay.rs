@@ -9,14 +9,15 @@ use alloc::boxed::Box;
 use alloc::string::String;
 
 use super::apply::SPACE_RETRY_MS;
+use super::target::put_in_place;
 use super::{Io, Machine};
 use crate::command::{Command, Report};
 use crate::dirty::WORD_BYTES;
 use crate::disk::superblock::{DiskState, Gathered};
-use crate::event::{IoResult, ZeroKind};
+use crate::event::IoResult;
 use crate::pool::Pool;
 use crate::units::{Buffer, Instant, PAGE_BYTES, RingOffset, Span};
-use crate::wire::blocks::{BlocksHeader, runs};
+use crate::wire::blocks::BlocksHeader;
 
 /// Bytes of the largest item.
 const ITEM_BYTES_MAX: usize = PAGE_BYTES + WORD_BYTES as usize;
@@ -139,21 +140,7 @@ impl Machine {
         let volume_bytes = self.meta.saved.volume_bytes;
         let Self { replay, commands, bookmarks, .. } = self;
         let replay = replay.as_mut().expect("the caller has it");
-        let token = Io::ReplayWrite.token(0);
-        let mut at = replay.buffer.start() + PAGE_BYTES;
-        let mut writes = 0;
-        for (offset, length) in runs(item.word, item.present, volume_bytes) {
-            let len = usize::try_from(length).expect("a word's blocks");
-            bookmarks.note_outside(offset, length);
-            commands.push_back(Command::WriteDisk { token, offset, span: Span { start: at, len } });
-            at += len;
-            writes += 1;
-        }
-        for (offset, length) in runs(item.word, item.zeros, volume_bytes) {
-            bookmarks.note_outside(offset, length);
-            commands.push_back(Command::ZeroDisk { token, offset, length, kind: ZeroKind::Trim });
-            writes += 1;
-        }
+        let writes = put_in_place(item, replay.buffer, Io::ReplayWrite, volume_bytes, commands, bookmarks);
         replay.stage = Stage::Writing(writes, false);
         if writes == 0 {
             self.end_item();

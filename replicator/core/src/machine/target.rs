@@ -19,6 +19,7 @@ use super::greet::Place;
 use super::peer::LinkState;
 use super::stage::Stage;
 use super::{Io, Machine};
+use crate::bookmarks::Bookmarks;
 use crate::command::{Command, Report};
 use crate::dirty::{BLOCK_BYTES, WORD_BLOCKS, WORD_BYTES};
 use crate::disk::superblock::{Cut, DiskState};
@@ -97,6 +98,33 @@ pub(super) struct Placing {
     is_noting: bool,
     /// Items of which they are.
     noted: usize,
+}
+
+/// Writes the blocks of an item from the page behind its header to where they belong, and zeroes those that are zeros. They
+/// are in no log, so bookmarks are told. Says how many writes that are.
+pub(super) fn put_in_place(
+    item: &BlocksHeader,
+    buffer: Buffer,
+    io: Io,
+    volume_bytes: u64,
+    commands: &mut VecDeque<Command>,
+    bookmarks: &mut Bookmarks,
+) -> u32 {
+    let token = io.token(0);
+    let (mut at, mut writes) = (buffer.start() + PAGE_BYTES, 0);
+    for (offset, length) in runs(item.word, item.present, volume_bytes) {
+        let len = usize::try_from(length).expect("a word's blocks");
+        bookmarks.note_outside(offset, length);
+        commands.push_back(Command::WriteDisk { token, offset, span: Span { start: at, len } });
+        at += len;
+        writes += 1;
+    }
+    for (offset, length) in runs(item.word, item.zeros, volume_bytes) {
+        bookmarks.note_outside(offset, length);
+        commands.push_back(Command::ZeroDisk { token, offset, length, kind: ZeroKind::Trim });
+        writes += 1;
+    }
+    writes
 }
 
 impl Machine {
@@ -288,20 +316,7 @@ impl Machine {
                 break;
             }
             intake.queue.pop_front();
-            let token = Io::Place.token(0);
-            let mut at = buffer.start() + PAGE_BYTES;
-            for (offset, length) in runs(header.word, header.present, volume_bytes) {
-                let len = usize::try_from(length).expect("a word's blocks");
-                bookmarks.note_outside(offset, length);
-                commands.push_back(Command::WriteDisk { token, offset, span: Span { start: at, len } });
-                at += len;
-                writes_left += 1;
-            }
-            for (offset, length) in runs(header.word, header.zeros, volume_bytes) {
-                bookmarks.note_outside(offset, length);
-                commands.push_back(Command::ZeroDisk { token, offset, length, kind: ZeroKind::Trim });
-                writes_left += 1;
-            }
+            writes_left += put_in_place(&header, buffer, Io::Place, volume_bytes, commands, bookmarks);
             items.push((header, buffer));
         }
         if items.is_empty() {
