@@ -240,3 +240,40 @@ fn set<T: Ord>(set: &mut BTreeSet<T>, item: T, on: bool) {
         set.remove(&item);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Takeover;
+    use crate::units::BootId;
+
+    #[test]
+    fn a_takeover_whose_evidence_has_ended_meanwhile_changes_nothing() {
+        let (volume, old, new) = (VolumeId(1), NodeId(0), NodeId(1));
+        let (in_sync, reign) = (NodeSet::only(old).with(new), ReignId(1));
+        let mut state = State::default();
+        state.apply(&Command::Create { volume, epoch: Epoch(1), primary: old, reign, in_sync }).unwrap();
+        let power = |change| Command::Power { node: old, change };
+        let boot = |id| PowerChange::Runs { boot: BootId(id), watchdog_ms: None };
+        state.apply(&power(boot(1))).unwrap();
+        let (who, at_unix_ms) = (String::from("root"), 5);
+        state.apply(&power(PowerChange::ConfirmOff { boot: Some(BootId(1)), who, at_unix_ms })).unwrap();
+        let takeover = Takeover {
+            epoch: Epoch(2),
+            primary: new,
+            reign: ReignId(2),
+            in_sync: NodeSet::only(new),
+            proof: Proof::of_power(alloc::vec![state.power.off(old).expect("it is off").clone()]),
+            breaks_sessions: false,
+        };
+        let change = Change { expected: (Epoch(1), 1), kind: ChangeKind::Takeover(takeover) };
+        let takeover = Command::Change { volume, change };
+
+        let mut runs_again = state.clone();
+        runs_again.apply(&power(boot(2))).unwrap();
+        let before = runs_again.clone();
+        assert_eq!(runs_again.apply(&takeover), Err(Refused::Proof));
+        assert_eq!(runs_again, before);
+        assert_eq!(state.apply(&takeover), Ok(()));
+    }
+}
