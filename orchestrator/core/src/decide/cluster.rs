@@ -98,7 +98,9 @@ impl One<'_> {
                 .iter()
                 .filter_map(|node| Some((*node, self.view.replica(self.volume.id, *node)?)))
         };
-        let Some((_, newest)) = replicas().max_by_key(|(_, replica)| replica.record) else { return };
+        // A primary knows those as members, too, who are pending: its set of that version is the larger one, and it alone has it.
+        let newest = replicas().max_by_key(|(_, replica)| (replica.record, replica.in_sync.len()));
+        let Some((_, newest)) = newest else { return };
         let is_whole =
             |replica: &Replica| replica.copy == Copy::UpToDate && replica.in_sync == newest.in_sync;
         let in_sync: NodeSet = replicas()

@@ -13,8 +13,12 @@ impl Machine {
     /// Everyone who may be a member: the saved record, one that is being saved, and pending additions.
     pub(super) fn counted(&self) -> NodeSet {
         let both = self.meta.saved.record.in_sync.0 | self.meta.current.record.in_sync.0;
+        NodeSet(both | self.pending_nodes().0)
+    }
+
+    pub(super) fn pending_nodes(&self) -> NodeSet {
         let pending = self.peers.iter().filter(|peer| peer.pending);
-        pending.fold(NodeSet(both), |set, peer| set.with(peer.config.node))
+        pending.fold(NodeSet(0), |set, peer| set.with(peer.config.node))
     }
 
     /// What `node` has: (counts for answers, durable).

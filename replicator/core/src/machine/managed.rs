@@ -11,7 +11,7 @@ use crate::command::{AdminError, Report};
 use crate::disk::superblock::{DiskState, Record};
 use crate::event::{AdminAction, Reign};
 use crate::status::Wish;
-use crate::units::{AdminId, Epoch, NodeSet};
+use crate::units::{AdminId, Epoch, NodeId, NodeSet};
 
 /// Where the configuration manager's count of broken sessions stands in an export generation. What is counted here
 /// stays below.
@@ -163,7 +163,7 @@ impl Machine {
     }
 
     /// Takes in the record as it was read back. A set is dropped only for that of a later version; until that is saved,
-    /// whoever is in either counts.
+    /// whoever is in either counts. The set that is known here has who is pending, too.
     fn tell_record(
         &mut self,
         id: AdminId,
@@ -187,7 +187,8 @@ impl Machine {
         if !self.role.is_sequencing() || self.is_forced {
             return Err(format!("the reign of epoch {epoch} is not one of this replica's, or not begun"));
         }
-        if version == record.version && in_sync != record.in_sync || !in_sync.contains(self.config.node) {
+        let agreed = NodeSet(record.in_sync.0 & !self.pending_nodes().0);
+        if version == record.version && in_sync != agreed || !in_sync.contains(self.config.node) {
             return Err(format!(
                 "the set of epoch {epoch} version {version} is another one, or without this replica"
             ));
@@ -228,10 +229,12 @@ impl Machine {
         if !self.is_managed() || !self.role.is_sequencing() {
             return None;
         }
-        let pending = self.peers.iter().filter(|peer| peer.pending);
-        let add = pending.fold(NodeSet(0), |set, peer| set.with(peer.config.node));
-        let members = self.meta.current.record.in_sync;
-        let lost = members.iter().filter(|node| !self.is_streaming_to(*node));
+        let (stored, current) = (self.meta.saved.record, self.meta.current.record);
+        let pending = self.pending_nodes();
+        let is_stored = |node: &NodeId| stored.order() == current.order() && stored.in_sync.contains(*node);
+        let add = pending.iter().filter(is_stored).fold(NodeSet(0), NodeSet::with);
+        let lost =
+            current.in_sync.iter().filter(|node| !pending.contains(*node) && !self.is_streaming_to(*node));
         let remove = lost.fold(NodeSet(0), NodeSet::with);
         let is_something = !add.is_empty() || !remove.is_empty();
         is_something.then_some(Wish { add, remove, committed: self.committed })

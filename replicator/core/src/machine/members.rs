@@ -71,8 +71,10 @@ impl Machine {
 
     fn publish_record(&mut self) {
         let record = self.meta.saved.record;
-        for peer in &mut self.peers {
-            peer.pending &= !record.in_sync.contains(peer.config.node);
+        if !self.is_managed() {
+            for peer in &mut self.peers {
+                peer.pending &= !record.in_sync.contains(peer.config.node);
+            }
         }
         for index in 0..self.peers.len() {
             if self.peers[index].streaming().is_some() {
@@ -139,12 +141,16 @@ impl Machine {
         }
     }
 
-    /// Counts replicas that have everything: whoever decides may take them in from now on.
+    /// Counts replicas that have everything: whoever decides may take them in once the set that is stored here has them.
+    /// Were that left until it is told, a Primary that is lost before would take for acknowledged what it asked them for.
     fn make_pending(&mut self) {
         for index in 0..self.peers.len() {
             if self.may_join(index) {
                 self.peers[index].pending = true;
                 let node = self.peers[index].config.node;
+                let in_sync = self.meta.current.record.in_sync.with(node);
+                self.meta.current.record.in_sync = in_sync;
+                self.meta.change();
                 self.report(Report::Peer {
                     node,
                     text: String::from("pending: counted, and to be taken in"),

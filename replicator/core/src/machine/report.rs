@@ -81,7 +81,7 @@ impl Machine {
             reason: peer.standalone.clone(),
             role: hello.map(|hello| role(hello.primary)),
             disk_state: hello.map(|hello| hello.disk_state),
-            member: self.meta.saved.record.in_sync.contains(peer.config.node),
+            member: self.meta.saved.record.in_sync.contains(peer.config.node) && !peer.pending,
             answers: peer.link.as_ref().is_some_and(|link| self.now < link.heard_at.plus_ms(2 * ping_ms)),
             ack: peer.ack(),
             lag_bytes: peer.streaming().and_then(|link| self.log.bytes_behind(link.ack.journaled)),

@@ -173,9 +173,10 @@ impl Run {
             return true;
         }
         let forked = ledger.goes_apart(p, t) && ledger.parted_by_force(p, t);
+        // Whoever reigned knows whom it asked; who followed is told with the next version.
         let record = ledger.saved(t).record;
-        let untold =
-            self.whole.as_ref().is_some_and(|whole| whole.was_not_told(record.epoch.0, record.version));
+        let untold = record.primary != Some(node_id(t))
+            && self.whole.as_ref().is_some_and(|whole| whole.was_not_told(record.epoch.0, record.version));
         forked || ledger.named_twice_by_force(p, t) || untold && ledger.goes_apart(p, t)
     }
 

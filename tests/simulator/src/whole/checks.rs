@@ -154,9 +154,9 @@ impl Whole {
         })
     }
 
-    /// Whether it was agreed on, in that reign and after that version, that somebody holds what is acknowledged of whom the
-    /// Primary was never told. It counted it already and does not know that after a crash, so it takes for acknowledged
-    /// what was not.
+    /// Whether it was agreed on, in that reign and after that version, that somebody holds what is acknowledged of whom a
+    /// replica that followed was never told. It does not know that the end of its log waits for that one, too, so it takes
+    /// for acknowledged what was not.
     pub fn was_not_told(&self, epoch: u64, version: u64) -> bool {
         let records = self.raft.states().iter().filter_map(|state| state.records.get(&VOLUME));
         let mut of_reign = records.filter(|record| record.epoch.0 == epoch);

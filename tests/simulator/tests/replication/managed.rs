@@ -194,6 +194,35 @@ fn a_member_that_is_gone_counts_until_a_later_record_is_without_it() {
 }
 
 #[test]
+fn a_primary_that_is_lost_before_it_hears_who_was_taken_in_is_no_fork() {
+    let mut world = World::new(22, &Setup { managed: true, ..Setup::default() });
+    connected(&mut world);
+    open(&mut world, 0, 1, &[0], FOREVER_MS);
+    load(&mut world, 20);
+    world.run_until("the other one is pending", |world| {
+        world.status(0).unwrap().wish.is_some_and(|wish| wish.add == set(&[1]))
+    });
+    assert_eq!(world.ledger.saved(0).record.in_sync, set(&[0, 1]), "stored before anybody is asked");
+    // It is taken in, by version 2 of the record. What is written now is not answered without it.
+    world.set_cut(0, 1, true);
+    world.write(0, 3..4, false);
+    world.run_ms(100);
+    assert_eq!(world.waiting(), 1);
+    world.kill(0);
+    seal(&mut world, 1, 2).unwrap();
+    open(&mut world, 1, 2, &[1], FOREVER_MS);
+    load_at(&mut world, 1, 20);
+    world.set_cut(0, 1, false);
+    world.start(0);
+    world.run_until("it cuts its tail and follows", |world| {
+        world.status(1).unwrap().wish.is_some_and(|wish| wish.add == set(&[0]))
+    });
+    tell(&mut world, 1, 2, 2, &[0, 1]).unwrap();
+    load_at(&mut world, 1, 20);
+    quiet(&mut world);
+}
+
+#[test]
 fn an_old_primary_that_hears_of_a_higher_record_steps_down() {
     let mut world = reigning(8, 2, FOREVER_MS);
     world.set_cut(0, 1, true);
