@@ -136,3 +136,26 @@ impl Proof {
 pub fn is_fencing(record: &Record, candidate: NodeId) -> bool {
     record.in_sync.contains(candidate) && record.primary != Some(candidate)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_of_resource_says_which_proofs_suffice() {
+        let nodes = NodeSet::only(NodeId(0));
+        let table = [
+            (Proof::EpochFenced, [true, false, false, false]),
+            (Proof::LeaseExpired, [true, true, true, false]),
+            (Proof::WatchdogExpired { nodes }, [true; 4]),
+            (Proof::PowerOff { off: Vec::new() }, [true; 4]),
+            (Proof::Operator { who: String::from("root"), off: Vec::new() }, [true; 4]),
+            (Proof::Released, [true; 4]),
+            (Proof::First, [true; 4]),
+        ];
+        for (proof, suffices) in table {
+            let all = [Resource::Volume, Resource::VolumeService, Resource::Address, Resource::Foreign];
+            assert_eq!(all.map(|resource| proof.suffices_for(resource)), suffices, "{proof:?}");
+        }
+    }
+}
