@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use replicator::control::ClientError;
 use replicator::control::json::Done;
 
-use crate::cli::{GrowArgs, InvalidateArgs, PromoteArgs, ShrinkArgs, VolumeArgs};
+use crate::cli::{FreezeApplyArgs, GrowArgs, InvalidateArgs, PromoteArgs, ShrinkArgs, VolumeArgs};
 use crate::{output, target};
 
 /// Makes a node the volume's primary.
@@ -45,9 +45,10 @@ pub(crate) fn invalidate(arguments: &InvalidateArgs) -> Result<()> {
 }
 
 /// Stops a secondary's apply at one position.
-pub(crate) fn freeze_apply(arguments: &VolumeArgs) -> Result<()> {
-    let client = target::client(&arguments.target)?;
-    report(client.freeze_apply(&arguments.volume), arguments.json)
+pub(crate) fn freeze_apply(arguments: &FreezeApplyArgs) -> Result<()> {
+    let client = target::client(&arguments.on.target)?;
+    let at = arguments.at.clone().unwrap_or_default();
+    report(client.freeze_apply(&arguments.on.volume, &at), arguments.on.json)
 }
 
 /// Lets it go on.

@@ -5,10 +5,11 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use anyhow::Result;
-use replicator::config::format_size;
+use replicator::config::{format_duration_ms, format_size};
 use replicator::control::json::{
-    Advice, AdviceSeverity, NodeStatus, PeerReport, ReplicaReport, UsageReport, VolumeReport,
+    Advice, AdviceSeverity, DelayReport, NodeStatus, PeerReport, ReplicaReport, UsageReport, VolumeReport,
 };
+use replicator::control::time::format_time;
 use replicator::control::{Client, ClientError};
 
 use crate::cli::StatusArgs;
@@ -114,6 +115,9 @@ fn render_volume(volume: &VolumeReport, style: Style) -> String {
         "  log     head {}, durable {}, stable {}, applied {}",
         replica.head, replica.durable, replica.stable, replica.applied
     );
+    if let Some(delay) = &replica.delay {
+        let _ = writeln!(out, "  delay   {}", render_delay(delay));
+    }
     let _ = writeln!(
         out,
         "  space   journal {} of {}, memory {} of {}",
@@ -155,6 +159,26 @@ fn render_volume(volume: &VolumeReport, style: Style) -> String {
     }
     out.push_str(&render_problems(&volume.problems, style));
     out
+}
+
+fn render_delay(delay: &DelayReport) -> String {
+    let whole_seconds = |ms: u64| format_duration_ms(ms / 1000 * 1000);
+    let of = delay.applied_ms.map_or_else(String::new, |ms| format!(", written {}", format_time(ms)));
+    let waits = match delay.lag_ms {
+        _ if delay.waiting_entries == 0 => "nothing waits".to_owned(),
+        lag => format!(
+            "{} ({}) wait, the oldest for {}",
+            counted(delay.waiting_entries, "entry", "entries"),
+            human_bytes(delay.waiting_bytes),
+            lag.map_or_else(|| "an unknown time".to_owned(), whole_seconds)
+        ),
+    };
+    let way = match (delay.is_delaying, delay.gives_way) {
+        (false, _) => ", not counting now",
+        (true, true) => ", the journal decides",
+        (true, false) => "",
+    };
+    format!("{}{way}; the disk shows {}{of}; {waits}", format_duration_ms(delay.delay_ms), delay.applied)
 }
 
 fn service(replica: &ReplicaReport) -> &'static str {

@@ -13,7 +13,12 @@ pub(crate) fn now() -> Instant {
     Instant(part(time.tv_sec) * 1_000_000_000 + part(time.tv_nsec))
 }
 
-/// The time of day in milliseconds since 1970, for people; 0 if the clock is set to before that.
+/// What the time of day was when the clock of the data path was 0, in milliseconds since 1970, as far as it is known now.
+pub(crate) fn wall_zero_ms() -> u64 {
+    wall_ms().saturating_sub(now().0 / 1_000_000)
+}
+
+/// The time of day in milliseconds since 1970; 0 if the clock is set to before that. It may be set at any time.
 pub(crate) fn wall_ms() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))

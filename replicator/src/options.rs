@@ -121,6 +121,7 @@ impl VolumeOptions {
             ("disk-timeout", a.disk_timeout_ms == b.disk_timeout_ms),
             ("checksum-memory", a.sum_pages_max == b.sum_pages_max),
             ("scrub-interval", a.scrub_interval_ms == b.scrub_interval_ms),
+            ("apply-delay", a.apply_delay_ms == b.apply_delay_ms),
             ("send-window", a.send_window_bytes == b.send_window_bytes),
             ("checkpoint", a.checkpoint_bytes == b.checkpoint_bytes || self.has_other_sizes(new)),
             ("block-size", self.block_bytes == new.block_bytes),

@@ -80,7 +80,7 @@ pub fn open(mut options: VolumeOptions) -> Result<VolumeHandle, StartError> {
     }
     let arena = arena::map(options.core.arena_bytes)?;
     let mut machine = Machine::new(options.core.clone(), recovered, clock::now());
-    machine.set_wall_clock(clock::wall_ms().saturating_sub(clock::now().0 / 1_000_000));
+    machine.set_wall_clock(clock::wall_zero_ms());
     let listeners = Listeners::open(&options)?;
     let wake = rustix::event::eventfd(0, EventfdFlags::CLOEXEC).map_err(system("make an eventfd"))?;
     let waker =

@@ -23,8 +23,8 @@ pub(crate) use file::{AtRestArgs, ConfigCommand, ExtractArgs, InspectArgs};
 pub(crate) use process::{CreateArgs, MoveJournalArgs, OrchestratorArgs, ReplicatorArgs};
 pub(crate) use trial::{DemoArgs, OnOff, SandboxArgs};
 pub(crate) use volume::{
-    BookmarkCommand, BranchArgs, BranchCommand, GrowArgs, InvalidateArgs, PromoteArgs, ReloadArgs,
-    ResolveArgs, ScrubArgs, ShrinkArgs, StatusArgs, VerifyArgs,
+    BookmarkCommand, BranchArgs, BranchCommand, FreezeApplyArgs, GrowArgs, InvalidateArgs, PromoteArgs,
+    ReloadArgs, ResolveArgs, ScrubArgs, ShrinkArgs, StatusArgs, VerifyArgs,
 };
 
 /// A block device kept alive on two or more machines.
@@ -88,7 +88,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Branch(BranchCommand),
     /// Stop applying at one exact position on a secondary, and offer what it holds as VOLUME@frozen
-    FreezeApply(VolumeArgs),
+    FreezeApply(FreezeApplyArgs),
     /// End a freeze: the secondary applies again, and its frozen export ends
     Thaw(VolumeArgs),
     /// Note what changes on a node from now on, so that a backup reads only that

@@ -49,6 +49,8 @@ fn what_is_accepted() {
         "holdfast branch list r0",
         "holdfast branch delete r0 3-42-0a1b2c3d",
         "holdfast freeze-apply r0",
+        "holdfast freeze-apply r0 --at 3:1042",
+        "holdfast freeze-apply r0 --at 10min",
         "holdfast thaw r0",
         "holdfast bookmark add r0 monday --control /s --json",
         "holdfast bookmark list r0",

@@ -1,7 +1,12 @@
 //! Arguments of what is asked of a replicator about a volume, or told it.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use clap::{Args, Subcommand};
 use replicator::config::parse_size;
+use replicator::control::json::FreezeApply;
+use replicator::control::parse_position;
+use replicator::control::time::parse_time;
 
 use super::{TargetArgs, VolumeArgs};
 
@@ -29,6 +34,29 @@ pub(crate) struct PromoteArgs {
     /// volume's history
     #[arg(long)]
     pub(crate) force: bool,
+}
+
+/// Arguments of `freeze-apply`.
+#[derive(Debug, Args)]
+pub(crate) struct FreezeApplyArgs {
+    #[command(flatten)]
+    pub(crate) on: VolumeArgs,
+    /// Where, on a replica with an `apply-delay`: a position as in 3:1042, a time as in "2026-11-29 14:05:00" (UTC), or so
+    /// long ago as in 10min [default: where it is]
+    #[arg(long, value_name = "POSITION|TIME", value_parser = parse_place)]
+    pub(crate) at: Option<FreezeApply>,
+}
+
+fn parse_place(text: &str) -> Result<FreezeApply, String> {
+    if parse_position(text).is_some() {
+        return Ok(FreezeApply { position: Some(text.to_owned()), time_ms: None });
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_err(|error| error.to_string())?;
+    let now_ms = u64::try_from(now.as_millis()).map_err(|error| error.to_string())?;
+    let time_ms = parse_time(text, now_ms).ok_or_else(|| {
+        "write a position as in 3:1042, a time as in \"2026-11-29 14:05:00\" (UTC), or so long ago as in 10min".to_owned()
+    })?;
+    Ok(FreezeApply { position: None, time_ms: Some(time_ms) })
 }
 
 /// Arguments of `shrink`.

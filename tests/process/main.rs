@@ -11,6 +11,7 @@
 mod api;
 mod backup;
 mod content;
+mod delay;
 mod failover;
 mod fencing;
 mod foreign;
@@ -27,6 +28,7 @@ mod nbd_tls;
 mod replicas;
 mod resync;
 mod scrub;
+mod seed;
 mod stacks;
 mod verify;
 mod voters;

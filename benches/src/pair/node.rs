@@ -84,6 +84,7 @@ fn config(node: u8) -> Config {
         checkpoint_bytes: CHECKPOINT_BYTES,
         sum_pages_max: 64,
         scrub_interval_ms: 0,
+        apply_delay_ms: 0,
         send_window_bytes: 8 << 20,
     }
 }

@@ -71,6 +71,9 @@ pub struct Config {
     pub sum_pages_max: usize,
     /// How long after a scrub the next one begins by itself; 0 if none does.
     pub scrub_interval_ms: u64,
+    /// How old an entry is when a Secondary applies it, by the clock of the Primary that closed it and the clock here; 0
+    /// applies at once. Such a replica is never taken into the in-sync set.
+    pub apply_delay_ms: u64,
     /// Bytes that may be under way to one peer.
     pub send_window_bytes: u64,
 }

@@ -6,7 +6,7 @@ use alloc::string::String;
 use crate::bookmarks::BookmarkName;
 use crate::config::PeerConfig;
 use crate::units::{
-    AdminId, Buffer, Epoch, Instant, LinkId, NodeId, NodeSet, ReignId, RequestId, Span, Token,
+    AdminId, Buffer, Epoch, Instant, LinkId, NodeId, NodeSet, Position, ReignId, RequestId, Span, Token,
 };
 use crate::wire::envelope::Envelope;
 
@@ -294,7 +294,10 @@ pub enum AdminAction {
         discard: NodeId,
     },
     /// Stop applying at one exact position and offer what the disk then holds for reading.
-    FreezeApply,
+    FreezeApply {
+        /// Which.
+        at: FreezeAt,
+    },
     /// End that.
     Thaw,
     /// Note from now on which blocks of the copy here change.
@@ -309,6 +312,20 @@ pub enum AdminAction {
     },
     /// Stop in order: everything journaled synced, applied as far as allowed, superblock clean.
     Stop,
+}
+
+/// Where apply is to stand still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FreezeAt {
+    /// Where it is.
+    Here,
+    /// Right behind this entry, which is not applied yet.
+    Position(Position),
+    /// Before the first entry that was written later, by the clock of its Primary.
+    Time {
+        /// Milliseconds since 1970.
+        ms: u64,
+    },
 }
 
 /// A reign that a configuration manager begins.

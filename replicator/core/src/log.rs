@@ -12,7 +12,7 @@ use crate::disk::layout::Layout;
 use crate::disk::superblock::LogPoint;
 use crate::frame::FrameHeader;
 use crate::limits::RING_RESERVE_BYTES;
-use crate::units::{Buffer, Chain, Epoch, Position, RingOffset, Sequence};
+use crate::units::{Buffer, Chain, Epoch, Instant, Position, RingOffset, Sequence};
 
 /// A frame that is not yet applied, or whose bytes are still needed.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +31,10 @@ pub struct Frame {
     pub chain_after: Chain,
     /// The stable mark in its local part.
     pub local_stable: Sequence,
+    /// When its Primary closed it, in milliseconds since 1970 by that one's clock; 0 if not known.
+    pub closed_ms: u64,
+    /// Before this a delayed replica does not apply it.
+    pub due: Instant,
     /// Where its bytes are in the arena, while they are.
     pub buffer: Option<Buffer>,
     /// Sends that still read those bytes.
@@ -71,6 +75,8 @@ pub struct Log {
     pub head_ms: u64,
     /// Everything up to here is applied, not necessarily durably on the disk.
     pub applied: LogPoint,
+    /// When the newest of that was closed, as [`Frame::closed_ms`]; 0 if not known.
+    pub applied_ms: u64,
     /// Frames from `applied` on, and some before it whose bytes are still needed.
     frames: VecDeque<Frame>,
     /// Number of the frame at the front of `frames`.
@@ -104,6 +110,7 @@ impl Log {
             head: applied,
             head_ms: 0,
             applied,
+            applied_ms: 0,
             frames: VecDeque::with_capacity(frames_max),
             front: 0,
             written: 0,
@@ -162,6 +169,8 @@ impl Log {
             ring_offset,
             chain_after: header.chain_after,
             local_stable,
+            closed_ms: header.closed_ms,
+            due: Instant(0),
             buffer,
             holds: 0,
             written: false,
@@ -324,6 +333,9 @@ impl Log {
                 point.position = self.applied.position;
             }
             self.applied = point;
+            if frame.closed_ms > 0 {
+                self.applied_ms = frame.closed_ms;
+            }
             let last = self.index.back().expect("the tail is always there").ring_offset;
             if point.ring_offset.0 >= last.0 + self.index_spacing_bytes {
                 self.index.push_back(point);

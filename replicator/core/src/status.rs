@@ -80,6 +80,8 @@ pub struct PeerStatus {
     pub member: bool,
     /// Whether anything came from it within two intervals of probing.
     pub answers: bool,
+    /// Whether it applies late, as it last said: then it is never taken into the set.
+    pub delayed: bool,
     /// What it last acknowledged.
     pub ack: Ack,
     /// Bytes of this log that it has not in its journal; `None` if nothing is sent to it, or the log does not reach back as
@@ -143,6 +145,29 @@ pub struct FreezeStatus {
     pub used_bytes: u64,
     /// When as many wait, it thaws.
     pub budget_bytes: u64,
+}
+
+/// A replica that applies late.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DelayStatus {
+    /// How old an entry is when it is applied.
+    pub delay_ms: u64,
+    /// Whether that counts now: not at a Primary, nor while apply is frozen or the copy is brought level by blocks.
+    pub is_delaying: bool,
+    /// What its disk holds: everything up to here.
+    pub applied: Position,
+    /// When the newest of that was closed, in milliseconds since 1970 by its Primary's clock, if that is known.
+    pub applied_ms: Option<u64>,
+    /// Entries in the journal that wait to be applied.
+    pub waiting_entries: u64,
+    /// Bytes of the ring that they have.
+    pub waiting_bytes: u64,
+    /// Bytes of the ring that may wait because of the delay.
+    pub share_bytes: u64,
+    /// How old the oldest of them is, by the clock here; nothing if none waits.
+    pub lag_ms: Option<u64>,
+    /// It is the ring that decides when entries are applied, and not the delay: they would not fit.
+    pub gives_way: bool,
 }
 
 /// How far a resync has come.
@@ -428,6 +453,8 @@ pub struct Status {
     pub discards_of: Option<NodeId>,
     /// Apply stands still.
     pub freeze: Option<FreezeStatus>,
+    /// It applies late.
+    pub delay: Option<DelayStatus>,
     /// Named points in the past of the copy here.
     pub bookmarks: Vec<BookmarkStatus>,
     /// What a resync of the copy here has gathered.

@@ -104,6 +104,8 @@ pub struct Replica {
     pub nbd_listen: Option<SocketAddr>,
     /// How it is fed.
     pub protocol: Protocol,
+    /// How old an entry is when it applies it; 0 is at once.
+    pub apply_delay_ms: u64,
 }
 
 /// Why there are no options for a volume on a node.
@@ -256,6 +258,7 @@ impl Cluster {
             sum_pages_max: usize::try_from(tuning.checksum_memory_bytes).expect("checked against a limit")
                 / PAGE_BYTES,
             scrub_interval_ms: tuning.scrub_interval_ms,
+            apply_delay_ms: replica.apply_delay_ms,
             send_window_bytes: tuning.send_window_bytes,
         }
     }

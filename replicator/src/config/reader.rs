@@ -68,6 +68,14 @@ pub(super) struct ReplicaDraft {
     pub(super) nbd_socket: At<PathBuf>,
     pub(super) nbd_listen: Option<At<SocketAddr>>,
     pub(super) protocol: Option<Protocol>,
+    pub(super) apply_delay: Option<At<u64>>,
+}
+
+impl ReplicaDraft {
+    /// How it is fed in a volume of this protocol. One that applies late follows.
+    pub(super) fn protocol_of(&self, volume: Protocol) -> Protocol {
+        if self.apply_delay.is_some() { Protocol::A } else { self.protocol.unwrap_or(volume) }
+    }
 }
 
 /// Reads the whole file; `None` if what is wrong leaves nothing to look at.
@@ -294,6 +302,7 @@ fn read_replica(
     let nbd_listen = section.text("nbd-listen", problems);
     let nbd_listen = nbd_listen.and_then(|text| checked_listen(text, "nbd-listen", problems));
     let protocol = section.choice("protocol", &PROTOCOLS, problems).map(|choice| choice.value);
+    let apply_delay = section.duration_ms("apply-delay", problems).filter(|delay| delay.value > 0);
     section.finish(problems);
     let journal = journal?.map(|journal| resolve(path, &journal));
     Some(ReplicaDraft {
@@ -307,6 +316,7 @@ fn read_replica(
         nbd_socket: nbd_socket?,
         nbd_listen,
         protocol,
+        apply_delay,
     })
 }
 
@@ -424,6 +434,7 @@ fn build_volume(volume: VolumeDraft, nodes: &[Node]) -> Volume {
     let protocol = volume.protocol.value;
     let build_replica = |replica: ReplicaDraft| {
         let node = nodes.iter().find(|node| node.name == replica.node.value).expect("checked in relations");
+        let protocol = replica.protocol_of(protocol);
         let address = replica.address.map_or(node.address, |address| address.value);
         Replica {
             node: node.id,
@@ -434,7 +445,8 @@ fn build_volume(volume: VolumeDraft, nodes: &[Node]) -> Volume {
             listen: SocketAddr::new(address, replica.port.value),
             nbd_socket: replica.nbd_socket.value,
             nbd_listen: replica.nbd_listen.map(|listen| listen.value),
-            protocol: replica.protocol.unwrap_or(protocol),
+            protocol,
+            apply_delay_ms: replica.apply_delay.map_or(0, |delay| delay.value),
         }
     };
     Volume {

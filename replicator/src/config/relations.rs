@@ -14,7 +14,7 @@ use super::orchestrator::{self, Orchestrator};
 use super::problem::Problems;
 use super::reader::{NodeDraft, ReplicaDraft, VolumeDraft};
 use super::section::At;
-use super::value::format_size;
+use super::value::{format_duration_ms, format_size};
 
 /// Checks all relations.
 pub(super) fn check(
@@ -59,6 +59,7 @@ fn check_volume(volume: &VolumeDraft, nodes: &[NodeDraft], problems: &mut Proble
         }
         seen.check(&replica.node, "replica's node", problems);
         check_journal(volume, replica, problems);
+        check_delay(replica, problems);
     }
     match volume.replicas.len() {
         0 => problems.error(
@@ -72,7 +73,7 @@ fn check_volume(volume: &VolumeDraft, nodes: &[NodeDraft], problems: &mut Proble
             "write a [[volume.replica]] on a second node".to_owned(),
         ),
         _ => {
-            let protocol = |replica: &ReplicaDraft| replica.protocol.unwrap_or(volume.protocol.value);
+            let protocol = |replica: &ReplicaDraft| replica.protocol_of(volume.protocol.value);
             if volume.replicas.iter().all(|replica| protocol(replica) == Protocol::A) {
                 let message = format!(
                     "every replica of \"{}\" is fed with protocol A: a write is acknowledged when it is on one disk",
@@ -84,6 +85,22 @@ fn check_volume(volume: &VolumeDraft, nodes: &[NodeDraft], problems: &mut Proble
                 problems.warning(&volume.protocol.span, message, help);
             }
         }
+    }
+}
+
+/// The longest delay: no journal is there for more.
+const DELAY_MS_MAX: u64 = 30 * 86_400_000;
+
+fn check_delay(replica: &ReplicaDraft, problems: &mut Problems) {
+    let Some(delay) = &replica.apply_delay else { return };
+    if !(1000..=DELAY_MS_MAX).contains(&delay.value) {
+        let message = format!("`apply-delay` is {}; it may be 1s to 720h", format_duration_ms(delay.value));
+        problems.error(&delay.span, message, "leave it out to apply at once".to_owned());
+    }
+    if replica.protocol.is_some_and(|protocol| protocol != Protocol::A) {
+        let message = "a replica with an `apply-delay` follows, and is fed with protocol A";
+        let help = "leave `protocol` out here, or write \"A\"".to_owned();
+        problems.error(&delay.span, message, help);
     }
 }
 

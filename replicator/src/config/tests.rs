@@ -225,6 +225,12 @@ const MISTAKES: &[(&str, &str, &[&str])] = &[
     ("\"1GiB\"", "1000", &["not a multiple of the block size 512", "write 1024"]),
     ("\"1GiB\"", "512\nblock-size = 4096", &["not a multiple of the block size 4096", "write 4096"]),
     ("\"1GiB\"", "\"1GiB\"\nblock-size = 1024", &["`block-size` may be 512 or 4096"]),
+    ("port = 7788", "port = 7788\napply-delay = \"10ms\"", &["`apply-delay` is 10ms", "1s to 720h"]),
+    (
+        "port = 7788",
+        "port = 7788\napply-delay = \"1h\"\nprotocol = \"C\"",
+        &["fed with protocol A", "leave `protocol` out"],
+    ),
     ("\"1GiB\"", "\"1GiB\"\nprotocol = \"D\"", &["\"D\" is not known", "\"A\" or \"B\" or \"C\""]),
     ("\"1GiB\"", "\"1GiB\"\non-peer-loss = \"freze\"", &["did you mean \"freeze\"?"]),
     ("\"1GiB\"", "\"1GiB\"\nbuffer-memory = \"1MiB\"", &["out of range; it may be 16MiB to 64GiB"]),
@@ -299,6 +305,21 @@ fn warnings() {
         let shown = loaded.warnings.to_string();
         assert!(shown.starts_with("warning: ") && shown.contains(part), "{shown}");
     }
+}
+
+#[test]
+fn a_delayed_replica_follows() {
+    let text = with("port = 7788", "port = 7788\napply-delay = \"90min\"");
+    let loaded = check(&text).unwrap();
+    let volume = loaded.cluster.volume("r0").unwrap();
+    let delayed = volume.replicas.iter().find(|replica| replica.apply_delay_ms > 0).unwrap();
+    assert_eq!((delayed.protocol, delayed.apply_delay_ms), (Protocol::A, 5_400_000));
+    let core = |node: &str| loaded.cluster.volume_options(node, "r0").unwrap().core;
+    let name = loaded.cluster.node_name(delayed.node);
+    assert_eq!(core(&name).apply_delay_ms, 5_400_000);
+    let other = volume.replicas.iter().find(|replica| replica.apply_delay_ms == 0).unwrap();
+    let other = core(&loaded.cluster.node_name(other.node));
+    assert_eq!((other.apply_delay_ms, other.peers[0].protocol), (0, Protocol::A));
 }
 
 #[test]

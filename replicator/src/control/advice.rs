@@ -7,6 +7,8 @@ use super::facts::Facts;
 use super::json::{
     Advice, AdviceSeverity, ForkReport, ForkSideReport, PeerReport, ReplicaReport, ResyncReport, VolumeReport,
 };
+use super::time::format_time;
+use crate::config::format_duration_ms;
 
 /// Where to look when somebody else decides.
 const MANAGED: &str =
@@ -149,12 +151,25 @@ fn disk(volume: &str, replica: &ReplicaReport, list: &mut Vec<Advice>) {
     }
     if let Some(freeze) = &replica.freeze {
         let percent = u128::from(freeze.used_bytes) * 100 / u128::from(freeze.budget_bytes.max(1));
-        let since = freeze.since_ms.map_or_else(String::new, |ms| format!(" since {}", time_of_day(ms)));
+        let since = freeze.since_ms.map_or_else(String::new, |ms| format!(" since {}", format_time(ms)));
         let text = format!(
             "apply is frozen at {}{since}; {percent}% of its share of the journal is used, at 100% it thaws",
             freeze.position
         );
         list.push(note(text, Some(format!("when the backup is done: holdfast thaw {volume}"))));
+    }
+    if let Some(delay) = replica.delay.as_ref().filter(|delay| delay.gives_way && delay.is_delaying) {
+        let held = delay.lag_ms.map_or_else(String::new, |ms| {
+            format!(", now those of {}", format_duration_ms(ms / 1000 * 1000))
+        });
+        let text = format!(
+            "the journal is too small for `apply-delay` = {}: {} MiB of it may wait{held}, and what does not fit is applied \
+             earlier",
+            format_duration_ms(delay.delay_ms),
+            delay.share_bytes >> 20
+        );
+        let cure = "give this replica a larger `journal-size` and create it anew, or lower `apply-delay`";
+        list.push(warning(text, Some(cure.to_owned())));
     }
     match replica.staged {
         Some(staged) if staged.is_switched => {
@@ -207,7 +222,8 @@ fn service(volume: &str, own: &str, replica: &ReplicaReport, list: &mut Vec<Advi
     }
     if is_primary {
         let is_alone = replica.record.in_sync.iter().all(|node| node == own);
-        let others: Vec<&PeerReport> = replica.peers.iter().filter(|peer| peer.protocol != "A").collect();
+        let others: Vec<&PeerReport> =
+            replica.peers.iter().filter(|peer| peer.protocol != "A" && !peer.delayed).collect();
         if is_alone && !others.is_empty() {
             let text = "this node serves alone: what is written now is on one disk only".to_owned();
             list.push(warning(text, Some(alone_cure(&others))));
@@ -388,7 +404,9 @@ fn peer_problem(volume: &str, own: &str, replica: &ReplicaReport, peer: &PeerRep
             };
             Some(note(format!("{name} is brought level by blocks{progress}{how}"), None))
         }
-        "Established" if replica.role == "Primary" && !peer.member && peer.protocol != "A" => {
+        "Established"
+            if replica.role == "Primary" && !peer.member && peer.protocol != "A" && !peer.delayed =>
+        {
             Some(note(format!("{name} is level and about to join the in-sync set"), None))
         }
         _ => None,
@@ -400,8 +418,8 @@ fn fork_problem(volume: &str, own: &str, replica: &ReplicaReport, peer: &str, fo
     let side = |name: &str, side: &ForkSideReport| {
         let entries = if side.entries == 1 { "entry" } else { "entries" };
         let times = match (side.first_ms, side.last_ms) {
-            (Some(first), Some(last)) => format!(", from {} to {}", time_of_day(first), time_of_day(last)),
-            (None, Some(last)) => format!(", the last at {}", time_of_day(last)),
+            (Some(first), Some(last)) => format!(", from {} to {}", format_time(first), format_time(last)),
+            (None, Some(last)) => format!(", the last at {}", format_time(last)),
             _ => String::new(),
         };
         let kib = side.changed_bytes / 1024;
@@ -427,23 +445,6 @@ fn fork_problem(volume: &str, own: &str, replica: &ReplicaReport, peer: &str, fo
         cure = format!("{peer} has been asked to yield and will hear of it when it connects next");
     }
     failure(text, Some(cure))
-}
-
-/// A time in UTC, to the second.
-fn time_of_day(ms: u64) -> String {
-    let seconds = ms / 1000;
-    let (days, second) = (seconds / 86_400, seconds % 86_400);
-    // Days since 0000-03-01, in eras of 400 years: leap days come last in a year that begins in March.
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
 }
 
 /// The names of the peers that are `so`, as a sentence has them.

@@ -14,9 +14,9 @@ use thiserror::Error;
 use tokio::net::UnixStream;
 
 use super::json::{
-    AttachUblk, BranchList, BreakUblk, DeleteBranch, Demote, Done, Failure, FailureReason, Grow, Invalidate,
-    Lease, NameBookmark, NodeStatus, Nothing, OpenEpoch, Promote, Release, Resolve, Seal, Sealed, Shrink,
-    StartScrub, StartVerify, TellRecord, Version, VolumeReport,
+    AttachUblk, BranchList, BreakUblk, DeleteBranch, Demote, Done, Failure, FailureReason, FreezeApply, Grow,
+    Invalidate, Lease, NameBookmark, NodeStatus, Nothing, OpenEpoch, Promote, Release, Resolve, Seal, Sealed,
+    Shrink, StartScrub, StartVerify, TellRecord, Version, VolumeReport,
 };
 
 /// Bytes of an answer.
@@ -259,8 +259,8 @@ impl Client {
     ///
     /// # Errors
     /// If there is no answer, or it is a no.
-    pub fn freeze_apply(&self, volume: &str) -> Result<Done, ClientError> {
-        self.ask(Method::POST, &route(volume, "/freeze-apply"), &Nothing {})
+    pub fn freeze_apply(&self, volume: &str, at: &FreezeApply) -> Result<Done, ClientError> {
+        self.ask(Method::POST, &route(volume, "/freeze-apply"), at)
     }
 
     /// Lets it go on.

@@ -87,7 +87,7 @@ pub struct Resolve {
     pub discard: String,
 }
 
-/// Body of `POST .../freeze-apply` and `.../thaw`.
+/// Body of `POST .../thaw`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Nothing {}

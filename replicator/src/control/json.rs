@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::advice;
 pub use super::bookmark_words::BookmarkReport;
+pub use super::delay_words::{DelayReport, FreezeApply};
 use super::facts::{Facts, protocol_letter};
 use super::fork_words::branching_word;
 pub use super::fork_words::{
@@ -169,6 +170,9 @@ pub struct ReplicaReport {
     pub discards_of: Option<String>,
     /// Apply stands still.
     pub freeze: Option<FreezeReport>,
+    /// It applies late.
+    #[serde(default)]
+    pub delay: Option<DelayReport>,
     /// Bookmarks of the copy here, the oldest first.
     #[serde(default)]
     pub bookmarks: Vec<BookmarkReport>,
@@ -236,6 +240,9 @@ pub struct PeerReport {
     pub member: bool,
     /// Whether anything came from it within two of `ping-interval`.
     pub answers: bool,
+    /// Whether it applies late, as it last said: then it is never taken into the set.
+    #[serde(default)]
+    pub delayed: bool,
     /// What it last acknowledged.
     pub ack: AckReport,
     /// Bytes of the log here that it has not in its journal; none if nothing is sent to it, or the log does not reach back
@@ -458,6 +465,7 @@ impl ReplicaReport {
             branch_failure: core.branch_failure.clone(),
             discards_of: core.discards_of.map(|node| facts.name_of(node)),
             freeze: core.freeze.map(|freeze| FreezeReport::new(volume, freeze)),
+            delay: core.delay.map(DelayReport::from),
             bookmarks: core.bookmarks.iter().map(BookmarkReport::new).collect(),
             staged: core.staged.map(StagedReport::from),
             peers: core.peers.iter().map(|peer| PeerReport::new(facts, volume, peer)).collect(),
@@ -478,6 +486,7 @@ impl PeerReport {
             disk_state: peer.disk_state.map(|state| state.to_string()),
             member: peer.member,
             answers: peer.answers,
+            delayed: peer.delayed,
             ack: AckReport::from(peer.ack),
             lag_bytes: peer.lag_bytes,
             resync: peer.resync.map(ResyncReport::from),

@@ -11,7 +11,7 @@
 //! POST /v1/volumes/{volume}/shrink      {"node": "b"}
 //! POST /v1/volumes/{volume}/invalidate  {"discard_my_data": true}
 //! POST /v1/volumes/{volume}/resolve     {"discard": "b"}
-//! POST /v1/volumes/{volume}/freeze-apply  {}
+//! POST /v1/volumes/{volume}/freeze-apply  {}, {"position": "3:1042"} or {"time_ms": 1790000000000}
 //! POST /v1/volumes/{volume}/thaw          {}
 //! POST /v1/volumes/{volume}/bookmarks/add     {"name": "monday"}
 //! POST /v1/volumes/{volume}/bookmarks/delete  {"name": "monday"}
@@ -36,6 +36,7 @@ mod activity;
 mod advice;
 mod bookmark_words;
 mod client;
+mod delay_words;
 mod facts;
 mod fork_words;
 pub mod json;
@@ -46,6 +47,7 @@ mod scrub_words;
 mod server;
 mod socket;
 mod tcp;
+pub mod time;
 mod verify_words;
 
 #[cfg(test)]
@@ -61,6 +63,7 @@ use crate::error::VolumeError;
 use crate::{VolumeHandle, VolumeStatus};
 
 pub use client::{Client, ClientError};
+pub use delay_words::parse_position;
 pub use facts::{Facts, LiveFacts};
 pub use server::{Server, ServerError, serve_metrics};
 pub use socket::{ControlSocket, SocketError};

@@ -23,8 +23,8 @@ use super::activity::Activity;
 use super::facts::{Facts, LiveFacts};
 use super::json::{
     AttachUblk, BranchList, BranchReport, BreakUblk, DeleteBranch, Demote, Done, Failure, FailureReason,
-    Grow, Invalidate, Lease, NameBookmark, NodeStatus, Nothing, OpenEpoch, Promote, Release, Resolve, Seal,
-    Sealed, Shrink, StartScrub, StartVerify, TellRecord, Version, VolumeReport,
+    FreezeApply, Grow, Invalidate, Lease, NameBookmark, NodeStatus, Nothing, OpenEpoch, Promote, Release,
+    Resolve, Seal, Sealed, Shrink, StartScrub, StartVerify, TellRecord, Version, VolumeReport,
 };
 use super::{Reload, Volume};
 use crate::error::VolumeError;
@@ -388,8 +388,13 @@ async fn freeze_apply(
     VolumeName(name): VolumeName,
     body: Bytes,
 ) -> Result<Json<Done>, Refusal> {
-    let _: Nothing = parse(&body)?;
-    act(&shared, &name, AdminAction::FreezeApply).await
+    let request: FreezeApply = parse(&body)?;
+    let at = request.at().ok_or_else(|| {
+        let message = "that names no place of the log, or two".to_owned();
+        let hint = "say a position as in \"3:1042\", or a time".to_owned();
+        Refusal::new(StatusCode::BAD_REQUEST, "bad-position", message, hint)
+    })?;
+    act(&shared, &name, AdminAction::FreezeApply { at }).await
 }
 
 async fn thaw(

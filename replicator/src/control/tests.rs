@@ -141,6 +141,7 @@ fn healthy() -> Status {
         branch_failure: None,
         discards_of: None,
         freeze: None,
+        delay: None,
         bookmarks: Vec::new(),
         staged: None,
         peers: vec![PeerStatus {
@@ -153,6 +154,7 @@ fn healthy() -> Status {
             member: true,
             answers: true,
             lag_bytes: Some(0),
+            delayed: false,
             ack: Ack {
                 received: Sequence(9),
                 journaled: Sequence(9),
@@ -749,6 +751,7 @@ fn hello(node: u8) -> Hello {
         yields: false,
         diverges: false,
         discards_of: None,
+        delayed: false,
         end: LogEnd::default(),
     }
 }

@@ -394,6 +394,7 @@ impl Driver {
         if self.housekeeping <= now {
             self.housekeeping = now.plus_ms(HOUSEKEEPING_MS);
             self.cx.has_news = true;
+            self.cx.machine.set_wall_clock(clock::wall_zero_ms());
             self.clients.expire(&mut self.cx);
             self.ublk.check_generation(&mut self.cx);
             self.ublk.retry_held();

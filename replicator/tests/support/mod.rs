@@ -56,6 +56,7 @@ fn options(dir: &Path, node: u8, addresses: &[SocketAddr], protocol: Protocol) -
             checkpoint_bytes: 16 << 20,
             sum_pages_max: 64,
             scrub_interval_ms: 0,
+            apply_delay_ms: 0,
             send_window_bytes: 8 << 20,
         },
         size_bytes: SIZE_BYTES,

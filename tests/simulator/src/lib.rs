@@ -19,6 +19,7 @@
 pub mod bookmarks;
 pub mod branch;
 pub mod checker;
+pub mod delay;
 pub mod disk;
 pub mod exhaust;
 pub mod growth;

@@ -136,6 +136,8 @@ pub struct Node {
     pub reports: Vec<Report>,
     pub seen: Vec<Seen>,
     pub serving: bool,
+    /// What its time of day was when its other clock was 0, in milliseconds since 1970.
+    pub wall_zero_ms: u64,
     /// The frozen export is open.
     pub frozen: bool,
     /// The branch kept last.
@@ -225,6 +227,7 @@ impl Node {
             branch: None,
             stopped: false,
             boot_id: 1,
+            wall_zero_ms: 0,
             needs_turn: false,
             starts: 0,
             fail_journal_writes: false,
@@ -252,6 +255,14 @@ impl Node {
         self.read_superblock().expect("one copy is always sound")
     }
 
+    /// The time of day is set: what it was when the clock that never goes back was 0.
+    pub fn set_wall_clock(&mut self, at_zero_ms: u64) {
+        self.wall_zero_ms = at_zero_ms;
+        if let Some(machine) = &mut self.machine {
+            machine.set_wall_clock(at_zero_ms);
+        }
+    }
+
     /// Starts the process.
     ///
     /// # Errors
@@ -267,7 +278,9 @@ impl Node {
         let branch = self.branch.as_ref().filter(|branch| branch.plan.head == superblock.branch);
         recovered.diverged = branch.map(|branch| branch.plan.blocks.clone());
         self.arena = vec![0; self.config.arena_bytes];
-        self.machine = Some(Machine::new(self.config.clone(), recovered, now));
+        let mut machine = Machine::new(self.config.clone(), recovered, now);
+        machine.set_wall_clock(self.wall_zero_ms);
+        self.machine = Some(machine);
         (self.serving, self.frozen, self.stopped) = (false, false, false);
         self.starts += 1;
         self.take_commands();

@@ -8,7 +8,7 @@ use replicator_core::config::{OnPeerLoss, Protocol};
 use crate::random::Random;
 use crate::whole::Draw;
 use crate::world::{Clock, Setup};
-use crate::{bookmarks, growth, scrub};
+use crate::{bookmarks, delay, growth, scrub};
 
 /// What may go wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,6 +57,8 @@ pub enum Fault {
     Misdirect,
     /// A clock jumps ahead: the machine slept, or was moved.
     ClockJump,
+    /// The time of day of a node is set.
+    WallStep,
     /// An operator promotes some node.
     Promote,
     /// An operator promotes some node by force.
@@ -72,7 +74,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::Kill,
         Self::Power,
         Self::Blackout,
@@ -101,10 +103,11 @@ impl Fault {
         Self::Reconfigure,
         Self::Misdirect,
         Self::ClockJump,
+        Self::WallStep,
     ];
 
     /// Those of which a run has some by a draw of their own, so that older seeds stay what they were.
-    const DRAWN_APART: [Self; 2] = [Self::Misdirect, Self::ClockJump];
+    const DRAWN_APART: [Self; 3] = [Self::Misdirect, Self::ClockJump, Self::WallStep];
 
     /// Its name on the command line.
     pub fn name(self) -> String {
@@ -161,6 +164,8 @@ pub struct Plan {
     /// In how many of a thousand rare moments something strikes.
     pub bias_permille: u64,
     pub clocks: Vec<Clock>,
+    /// How far the time of day of each node is ahead.
+    pub walls_ahead_ms: Vec<u64>,
     /// In how many of 100,000 steps a verify is asked for.
     pub verify_chance: u64,
     /// In how many of 100,000 steps the volume is to grow.
@@ -183,6 +188,7 @@ impl Plan {
         // Drawn apart, so that runs without a configuration manager stay what they were.
         setup.managed = Random::new(seed ^ 0x001e_a5ed).percent(25);
         setup.sums = draw_sums(seed, setup.nodes);
+        setup.delays_ms = delay::draw(seed, setup.nodes);
         let mut clocks = vec![Clock::default(); setup.nodes];
         if random.percent(50) {
             for clock in &mut clocks {
@@ -192,6 +198,10 @@ impl Plan {
         }
         let mut chances = draw_chances(&mut random);
         draw_apart(seed, &mut chances);
+        if setup.delays_ms.is_empty() {
+            // Nothing goes by the time of day.
+            chances.remove(&Fault::WallStep);
+        }
         if setup.managed {
             chances.retain(|fault, _| !fault.is_operators());
         }
@@ -203,6 +213,7 @@ impl Plan {
             chances,
             bias_permille: *pick(&mut random, &[0, 5, 20, 60]),
             clocks,
+            walls_ahead_ms: delay::draw_walls(seed, setup.nodes),
             verify_chance: scrub::draw_chance(seed),
             grow_chance: growth::draw_chance(seed),
             bookmark_chance: bookmarks::draw_chance(seed),

@@ -309,6 +309,8 @@ pub struct Superblock {
     pub discards: u64,
     /// Nothing beyond this sequence is applied; 0 is no limit.
     pub apply_limit: Sequence,
+    /// Because of a delay nothing beyond this sequence is applied yet, as far as that is known.
+    pub apply_reach: Option<Sequence>,
     /// Names what clients are attached to; changes when a session must not go on.
     pub export_generation: u64,
     /// Bad superblock copies found and repaired so far.
@@ -408,6 +410,7 @@ impl Superblock {
         writer.u64(self.scrub.ended_ms).u64(self.scrub.blocks).u64(self.scrub.bad_blocks);
         let Gathered { from, to, items } = self.gathered.unwrap_or_default();
         writer.u8(u8::from(self.gathered.is_some())).zeros(7).u64(from.0).u64(to.0).u64(items);
+        writer.u64(self.apply_reach.map_or(0, |reach| reach.next().0));
         assert!(writer.written() <= SIZE_FIELDS_AT, "these fields end before those of the size");
         let mut writer = Writer::new(&mut bytes[SIZE_FIELDS_AT..HISTORY_AT]);
         writer.u64(self.map_bytes);
@@ -544,6 +547,7 @@ fn decode_fields(reader: &mut Reader<'_>, history: &[u8]) -> Result<Superblock, 
     reader.skip(7)?;
     let (from, to) = (RingOffset(reader.u64()?), RingOffset(reader.u64()?));
     sb.gathered = Some(Gathered { from, to, items: reader.u64()? }).filter(|_| is_gathered);
+    sb.apply_reach = reader.u64()?.checked_sub(1).map(Sequence);
     sb.history =
         decode_history(&mut Reader::new(history), count)?.ok_or(SuperblockError::Bounds("history"))?;
     Ok(sb)

@@ -9,7 +9,7 @@ use super::rig::{HostileLink, Rig};
 use crate::bookmarks::BookmarkName;
 use crate::chain;
 use crate::disk::superblock::{DiskState, LogPoint, Record};
-use crate::event::{AdminAction, Event};
+use crate::event::{AdminAction, Event, FreezeAt};
 use crate::recovery::recover;
 use crate::units::{Epoch, NodeId, NodeSet, PAGE_BYTES, Position, ReignId, Sequence};
 use crate::wire::message::{Ack, Hello, Message, Seal, Sealed, Start};
@@ -57,7 +57,7 @@ fn hostile_step(rig: &mut Rig, choices: &mut Choices<'_>) {
                 1 => AdminAction::Shrink { node: NodeId(1) },
                 2 if choices.one_in(8) => AdminAction::Stop,
                 2 if choices.one_in(2) => AdminAction::Resolve { discard: NodeId(choices.byte() % 2) },
-                3 if choices.one_in(2) => AdminAction::FreezeApply,
+                3 if choices.one_in(2) => AdminAction::FreezeApply { at: any_place(rig, choices) },
                 3 => AdminAction::AddBookmark { name: BookmarkName::new("a").expect("a name") },
                 kind => AdminAction::Promote { force: kind > 4, reign: ReignId(u128::from(choices.byte())) },
             };
@@ -222,6 +222,17 @@ fn hostile_message(rig: &mut Rig, index: usize, what: usize, choices: &mut Choic
     }
 }
 
+fn any_place(rig: &Rig, choices: &mut Choices<'_>) -> FreezeAt {
+    match choices.below(4) {
+        0 => FreezeAt::Time { ms: choices.number(1) },
+        1 => {
+            let head = rig.machine.status().head;
+            FreezeAt::Position(Position { sequence: choices.sequence(head.sequence), ..head })
+        }
+        _ => FreezeAt::Here,
+    }
+}
+
 fn hostile_hello(mine: &Hello, node: NodeId, choices: &mut Choices<'_>) -> Hello {
     let mut hello = *mine;
     (hello.node, hello.replica) = (node, 100 + u128::from(node.0));
@@ -240,7 +251,7 @@ fn hostile_hello(mine: &Hello, node: NodeId, choices: &mut Choices<'_>) -> Hello
         8 => hello.history.truncate(choices.sequence(Sequence(1))),
         9 => hello.volume_bytes = choices.number(hello.volume_bytes),
         10 => (hello.yields, hello.diverges) = (choices.one_in(2), choices.one_in(2)),
-        11 => hello.discards_of = Some(mine.node),
+        11 => (hello.discards_of, hello.delayed) = (Some(mine.node), choices.one_in(2)),
         _ => {}
     }
     hello

@@ -70,6 +70,7 @@ impl Rig {
             checkpoint_bytes: 64 << 10,
             sum_pages_max: 64,
             scrub_interval_ms: 0,
+            apply_delay_ms: 0,
             send_window_bytes: 2 << 20,
         };
         let now = Instant(1);

@@ -3,6 +3,7 @@
 //! the next batch begins when the last one is done. A disk without space is tried again until it has some.
 
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 
 use super::batch_sums::BatchSums;
 use super::commit::each_extent;
@@ -24,6 +25,10 @@ const BATCH_BYTES_MAX: u64 = 8 << 20;
 const ZERO_PIECE_BYTES: u64 = 256 << 20;
 /// Pieces of one range.
 const ZERO_PIECES_MAX: u64 = 1024;
+/// Frames that are read back at one time. What waited in the journal must not be slower than what comes.
+const LOADS_MAX: usize = 32;
+/// Bytes read back at one time.
+const LOAD_BYTES_MAX: u64 = 4 << 20;
 /// How long apply waits before it asks a disk that had no space again.
 pub(super) const SPACE_RETRY_MS: u64 = 200;
 
@@ -41,8 +46,8 @@ pub(super) struct Apply {
     is_short: bool,
     /// Since the disk had no space nothing was applied; when to try again.
     retry_at: Option<Instant>,
-    /// A frame that recovery found is being read back into memory.
-    loading: Option<(u64, Buffer)>,
+    /// Frames that are being read back into memory: what recovery found, or what gave its memory up.
+    loading: Vec<(u64, Buffer)>,
     /// Memory for such a frame that nothing else may take: what comes in later cannot be applied, and so not freed,
     /// before what was there first.
     reserve: Buffer,
@@ -59,7 +64,7 @@ impl Apply {
             touched,
             is_short: false,
             retry_at: None,
-            loading: None,
+            loading: Vec::with_capacity(LOADS_MAX),
             reserve,
             reserve_is_free: true,
         }
@@ -86,7 +91,7 @@ impl Apply {
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.batch_end.is_none() && self.loading.is_none()
+        self.batch_end.is_none() && self.loading.is_empty()
     }
 
     /// Calls `visit` with each extent of the batch that was applied last.
@@ -105,7 +110,7 @@ impl Apply {
     }
 
     pub(super) fn is_loading(&self) -> bool {
-        self.loading.is_some()
+        !self.loading.is_empty()
     }
 
     fn take_reserve(&mut self) -> Option<Buffer> {
@@ -133,12 +138,14 @@ impl Machine {
     /// The last entry that may be applied now.
     pub(super) fn apply_bound(&self) -> Sequence {
         let mut bound = self.persist.durable_mark(&self.log).min(self.log.durable());
-        for point in self.intake_bound().into_iter().chain(self.visit_bound()) {
+        let waits = [self.intake_bound(), self.visit_bound(), self.delay_bound()];
+        for point in waits.into_iter().flatten() {
             bound = bound.min(point);
         }
         // A limit counts from when it is chosen until it is surely no longer stored.
-        for limit in [self.meta.current.apply_limit, self.meta.saved.apply_limit] {
-            if limit > Sequence(0) {
+        for superblock in [&self.meta.current, &self.meta.saved] {
+            let limit = Some(superblock.apply_limit).filter(|limit| *limit > Sequence(0));
+            for limit in limit.into_iter().chain(superblock.apply_reach) {
                 bound = bound.min(limit);
             }
         }
@@ -176,7 +183,7 @@ impl Machine {
             if frame.entries > 0 {
                 let Some(buffer) = frame.buffer else {
                     if end.is_none() {
-                        self.load(number);
+                        self.load(number, bound);
                     }
                     break;
                 };
@@ -301,20 +308,34 @@ impl Machine {
         self.track_applied(last);
     }
 
-    fn load(&mut self, number: u64) {
-        let frame = *self.log.frame(number).expect("the caller looked");
-        let plenty = self.pool.free_pages() > self.pool.pages() / 4;
-        let taken = if plenty { self.pool.take(frame.total_bytes as usize) } else { None };
-        let Some(buffer) = taken.or_else(|| self.apply.take_reserve()) else { return };
-        self.apply.loading = Some((number, buffer));
-        let device_offset = self.log.layout.device_offset(frame.ring_offset);
-        let span = Span { start: buffer.start(), len: frame.total_bytes as usize };
-        self.push(Command::ReadJournal { token: Io::Load.token(number), device_offset, span });
+    /// Reads back the frames from `first` on that are to be applied and are not in memory.
+    fn load(&mut self, first: u64, bound: Sequence) {
+        let mut bytes = 0;
+        for number in first..first + LOADS_MAX as u64 {
+            let Some(frame) = self.log.frame(number).copied() else { return };
+            let is_next = frame.last() <= bound && number < self.log.durable_number();
+            if !is_next || frame.buffer.is_some() || bytes > LOAD_BYTES_MAX {
+                return;
+            }
+            if frame.entries == 0 {
+                continue;
+            }
+            let plenty = self.pool.free_pages() > self.pool.pages() / 4;
+            let taken = if plenty { self.pool.take(frame.total_bytes as usize) } else { None };
+            let reserve = || if number == first { self.apply.take_reserve() } else { None };
+            let Some(buffer) = taken.or_else(reserve) else { return };
+            self.apply.loading.push((number, buffer));
+            bytes += u64::from(frame.total_bytes);
+            let device_offset = self.log.layout.device_offset(frame.ring_offset);
+            let span = Span { start: buffer.start(), len: frame.total_bytes as usize };
+            self.push(Command::ReadJournal { token: Io::Load.token(number), device_offset, span });
+        }
     }
 
     pub(super) fn on_loaded(&mut self, token: Token, result: IoResult, arena: &mut [u8]) {
-        let (number, buffer) = self.apply.loading.take().expect("one load was under way");
-        assert!(number == index_of(token));
+        let number = index_of(token);
+        let at = self.apply.loading.iter().position(|(other, _)| *other == number).expect("it was loading");
+        let (_, buffer) = self.apply.loading.swap_remove(at);
         let bytes = &arena[buffer.span().range()];
         let sound = result.is_ok()
             && frame::decode(bytes).is_ok_and(|header| {
@@ -334,8 +355,6 @@ impl Machine {
 
 #[cfg(test)]
 mod tests {
-    use alloc::vec::Vec;
-
     use super::*;
 
     #[test]

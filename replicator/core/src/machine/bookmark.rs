@@ -130,11 +130,9 @@ impl Machine {
     fn is_level(&self) -> bool {
         let is_whole = self.meta.saved.disk_state == DiskState::UpToDate
             && self.meta.current.disk_state == DiskState::UpToDate;
-        let is_target =
-            self.peers.iter().filter_map(|peer| peer.link.as_ref()).any(|link| link.plan.is_some());
         let gives_up = self.discard.is_some() || self.resolve.is_some() || self.drain_sync.is_some();
         let comes_in = self.intake.is_some() || self.replay.is_some() || self.placing.is_some();
-        is_whole && !is_target && !gives_up && !comes_in
+        is_whole && !self.is_resynced() && !gives_up && !comes_in
     }
 
     /// The bookmark of this name.

@@ -5,7 +5,6 @@ use alloc::string::String;
 
 use super::Machine;
 use super::apply::give_back;
-use super::greet::Place;
 use super::role::RoleState;
 use crate::disk::superblock::{DiskState, Record};
 use crate::tracker::Base;
@@ -31,11 +30,7 @@ impl Machine {
         } else if self.has_failed {
             "a device failed since the replicator started: see to the device, restart the replicator, then try again"
         } else {
-            for index in 0..self.peers.len() {
-                if self.peers[index].link.is_some() {
-                    self.close(Place::Peer(index), "the data here is discarded", true);
-                }
-            }
+            self.close_all("the data here is discarded");
             self.thaw("the data here is discarded");
             self.resolve = None;
             self.discard = Some(Discard::Waiting(id));

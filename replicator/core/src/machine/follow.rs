@@ -137,6 +137,9 @@ impl Machine {
         self.persist.history.truncate(common);
         self.grow.cut(common);
         self.persist.limit_wish(common);
+        let number = self.log.next_number();
+        self.delay.cut(number);
+        self.released = self.released.min(number);
         self.meta.current.durable = self.meta.current.durable.min(common);
         self.recovered_end = self.recovered_end.min(common);
         self.committed = self.committed.min(common);

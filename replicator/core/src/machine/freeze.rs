@@ -13,12 +13,12 @@ use alloc::format;
 use alloc::string::String;
 
 use super::Machine;
-use super::apply::give_back;
 use super::role::RoleState;
 use crate::command::{Command, Report};
 use crate::disk::superblock::DiskState;
+use crate::event::FreezeAt;
 use crate::status::FreezeStatus;
-use crate::units::{AdminId, Sequence};
+use crate::units::{AdminId, Position, Sequence};
 
 /// What is under way.
 #[derive(Clone, Copy, Debug)]
@@ -35,27 +35,111 @@ pub(super) enum Freeze {
 }
 
 impl Machine {
-    pub(super) fn on_freeze(&mut self, id: AdminId) {
-        let limit = self.apply_end();
-        let resyncs = self.peers.iter().filter_map(|peer| peer.link.as_ref()).any(|link| link.plan.is_some());
+    /// Has apply stand still. One that does already may be moved on to a chosen position, never back.
+    pub(super) fn on_freeze(&mut self, id: AdminId, at: FreezeAt) {
         let reason = if !matches!(self.role, RoleState::Secondary) {
             "only a Secondary can be frozen: it is Primary, or its role is changing"
-        } else if self.freeze.is_some() {
+        } else if self.freeze.is_some() && (at == FreezeAt::Here || !self.is_frozen_open()) {
             "it is frozen already; `holdfast thaw` ends that"
-        } else if self.meta.current.disk_state != DiskState::UpToDate || resyncs {
+        } else if self.meta.current.disk_state != DiskState::UpToDate || self.is_resynced() {
             "the copy here is not UpToDate: wait for its resync"
         } else if self.discard.is_some() || self.meta.current.yields {
             "the data here is being given up"
-        } else if limit == Sequence(0) {
+        } else if self.apply_end() == Sequence(0) && at == FreezeAt::Here {
             "nothing was ever written to this replica"
         } else {
-            self.meta.current.apply_limit = limit;
-            self.meta.current.frozen_ms = self.wall_ms();
-            let saved = self.meta.change();
-            self.freeze = Some(Freeze::Settling { id: Some(id), saved });
-            return;
+            return match self.freeze_limit(at) {
+                Ok(limit) => self.begin_freeze(id, limit),
+                Err(reason) => self.refuse_admin(id, reason),
+            };
         };
         self.refuse_admin(id, reason);
+    }
+
+    fn begin_freeze(&mut self, id: AdminId, limit: Sequence) {
+        if self.freeze.is_some() {
+            self.push(Command::ServeFrozen { open: false });
+        }
+        self.meta.current.apply_limit = limit;
+        self.meta.current.frozen_ms = self.wall_ms();
+        let saved = self.meta.change();
+        self.freeze = Some(Freeze::Settling { id: Some(id), saved });
+    }
+
+    /// The last entry that the disk is to show: one with which a frame ends, which the disk does not show anything beyond,
+    /// and which nobody will cut.
+    fn freeze_limit(&self, at: FreezeAt) -> Result<Sequence, String> {
+        let (shown, sure) = (self.apply_end(), self.persist.durable_mark(&self.log).min(self.log.durable()));
+        let position = |sequence| self.persist.history.position_of(sequence);
+        let limit = match at {
+            FreezeAt::Here => return Ok(shown),
+            FreezeAt::Position(wanted) => {
+                if wanted.sequence > self.log.last() || position(wanted.sequence) != wanted {
+                    return Err(format!(
+                        "the log here, which ends at {}, has no entry {wanted}",
+                        self.log.head.position
+                    ));
+                }
+                self.check_frame_end(wanted)?;
+                wanted.sequence
+            }
+            FreezeAt::Time { ms } => self.last_closed_by(ms, sure)?,
+        };
+        if limit < shown {
+            return Err(format!(
+                "the disk here shows entries up to {} already: nothing older can be had",
+                position(shown)
+            ));
+        }
+        if limit > sure {
+            return Err(format!(
+                "only entries up to {} are known stable here; ask again in a moment",
+                position(sure)
+            ));
+        }
+        if limit == Sequence(0) {
+            return Err(String::from("nothing was written by then"));
+        }
+        Ok(limit)
+    }
+
+    /// Frames are applied as a whole.
+    fn check_frame_end(&self, wanted: Position) -> Result<(), String> {
+        let number = self.log.find(wanted.sequence).and_then(|number| self.log.frame(number));
+        let Some(frame) = number.filter(|frame| frame.last() != wanted.sequence) else { return Ok(()) };
+        let ends =
+            [Sequence(frame.first.0 - 1), frame.last()].map(|end| self.persist.history.position_of(end));
+        Err(format!(
+            "entry {wanted} was written together with others, and they are applied together: choose {} or {}",
+            ends[0], ends[1]
+        ))
+    }
+
+    /// The last entry before the first one that was closed after that time, as far as entries are `sure`.
+    fn last_closed_by(&self, ms: u64, sure: Sequence) -> Result<Sequence, String> {
+        if self.wall_ms() > 0 && ms > self.wall_ms() {
+            return Err(String::from("that time has not come, by the clock here"));
+        }
+        let log = &self.log;
+        let unknown =
+            "when entries were written is not known here; `holdfast status` names positions: choose one";
+        if log.applied_ms > ms {
+            let shown = log.applied.position;
+            return Err(format!(
+                "the disk here shows entries up to {shown} already, which is later than that"
+            ));
+        }
+        let frames = (log.first_unapplied()..).map_while(|number| log.frame(number));
+        let sure = frames.filter(|frame| frame.entries > 0).take_while(|frame| frame.last() <= sure);
+        let mut limit = (log.applied_ms > 0).then_some(log.applied.position.sequence);
+        for frame in sure {
+            match frame.closed_ms {
+                0 => return Err(String::from(unknown)),
+                closed_ms if closed_ms > ms => break,
+                _ => limit = Some(frame.last()),
+            }
+        }
+        limit.ok_or_else(|| String::from(unknown))
     }
 
     pub(super) fn on_thaw(&mut self, id: AdminId) {
@@ -75,7 +159,7 @@ impl Machine {
         }
         self.meta.current.apply_limit = Sequence(0);
         self.meta.current.frozen_ms = 0;
-        self.frozen_released = 0;
+        self.released = 0;
         self.meta.change();
         self.push(Command::ServeFrozen { open: false });
         self.report(Report::FreezeEnded(String::from(why)));
@@ -86,11 +170,10 @@ impl Machine {
         let Some(freeze) = self.freeze else { return };
         let limit = self.meta.current.apply_limit;
         let (used, budget) = self.freeze_share();
-        let resyncs = self.peers.iter().filter_map(|peer| peer.link.as_ref()).any(|link| link.plan.is_some());
         if used > budget {
             return self.thaw("its share of the journal is used up");
         }
-        if resyncs {
+        if self.is_resynced() {
             return self.thaw("this copy is being resynced");
         }
         if self.is_failed() {
@@ -110,19 +193,7 @@ impl Machine {
             }
         }
         if self.is_frozen_open() {
-            self.release_frozen();
-        }
-    }
-
-    /// Frames beyond the limit lie in the journal; the memory they came in is others' again.
-    fn release_frozen(&mut self) {
-        let Self { log, pool, apply, .. } = self;
-        let from = self.frozen_released;
-        let to = log.release_journaled(from, |buffer| give_back(pool, apply, buffer));
-        if to > from {
-            self.frozen_released = to;
-            // Until all of it is applied, not everything unapplied is in memory.
-            self.recovered_end = self.recovered_end.max(self.log.journaled());
+            self.release_waiting(self.log.first_unapplied());
         }
     }
 

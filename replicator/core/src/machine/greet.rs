@@ -115,6 +115,7 @@ impl Machine {
             yields: saved.yields,
             diverges: saved.diverges,
             discards_of: self.discards_of,
+            delayed: self.config.apply_delay_ms > 0,
             end: self.log_end(),
         }
     }
@@ -222,6 +223,18 @@ impl Machine {
             self.lose(index);
         }
         self.push(Command::CloseLink { link: id, reason: reason.to_string(), retry });
+    }
+
+    /// Ends all connections, also those whose peer has not said hello yet: what it is told would no longer be so.
+    pub(super) fn close_all(&mut self, reason: &str) {
+        for index in 0..self.spare_links.len() {
+            self.close(Place::Spare(index), reason, true);
+        }
+        for index in 0..self.peers.len() {
+            if self.peers[index].link.is_some() {
+                self.close(Place::Peer(index), reason, true);
+            }
+        }
     }
 
     /// Ends a link over something that only an operator can settle.

@@ -128,7 +128,9 @@ impl Machine {
             .streaming()
             .is_some_and(|link| link.ack.journaled >= self.committed && link.ack.durable >= self.stable);
         let is_whole = peer.link.as_ref().is_some_and(|link| link.resync.is_none());
-        let is_wanted = peer.config.protocol != Protocol::A && peer.presence == Presence::Present;
+        // One that applies late has everything, and would take long to serve it.
+        let is_follower = peer.config.protocol == Protocol::A || peer.is_delayed();
+        let is_wanted = !is_follower && peer.presence == Presence::Present;
         let is_counted = peer.pending || self.meta.current.record.in_sync.contains(peer.config.node);
         is_wanted && is_level && is_whole && !is_counted
     }

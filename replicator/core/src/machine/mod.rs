@@ -7,6 +7,7 @@
 //!     gather  writes become frames        follow    a Secondary takes the stream
 //!     persist journal writes and syncs    stream    a Primary sends it
 //!     apply   entries reach the disk      greet     links and hellos
+//!     delay   ... and not before their time
 //!     checkpoint, superblock              role      begin and end a reign, stop
 //!     promote an operator's promotion     members   who is in sync
 //!     managed what an orchestrator asks   lease     until when clients are answered
@@ -33,6 +34,7 @@ mod block_read;
 mod bookmark;
 mod checkpoint;
 mod commit;
+mod delay;
 mod discard;
 mod follow;
 mod fork;
@@ -95,6 +97,7 @@ use batch_sums::EDGE_PAGES;
 use block_read::BlockRead;
 use bookmark::BookmarkAsk;
 use checkpoint::Checkpoint;
+use delay::Delay;
 use discard::Discard;
 use freeze::Freeze;
 use gather::Gather;
@@ -243,8 +246,10 @@ pub struct Machine {
     discards_of: Option<NodeId>,
     /// Apply stands still at one position.
     freeze: Option<Freeze>,
-    /// Frames below this number, beyond the limit, have given up their memory.
-    frozen_released: u64,
+    /// How far a configured delay lets apply go.
+    delay: Delay,
+    /// Frames below this number that wait for the end of a freeze or a delay have given up their memory.
+    released: u64,
     /// The volume's size at the end of the log, and its growth.
     grow: Grow,
     /// What a wall clock showed when the driver's clock was 0, in milliseconds since 1970; 0 if not known.
@@ -352,8 +357,8 @@ impl Machine {
             (meta.current.diverges, meta.current.data_base) = (false, None);
             meta.current.discards += 1;
         }
-        let limit = meta.current.apply_limit;
-        let touched = if limit > Sequence(0) { stable.min(limit) } else { stable };
+        let limit = Some(meta.current.apply_limit).filter(|limit| *limit > Sequence(0));
+        let touched = limit.into_iter().chain(meta.current.apply_reach).fold(stable, Sequence::min);
         let freeze =
             (meta.current.apply_limit > Sequence(0)).then_some(Freeze::Settling { id: None, saved: 0 });
         meta.current.window_bytes = meta.current.window_bytes.max(config.arena_bytes as u64);
@@ -420,7 +425,8 @@ impl Machine {
             branch_failure: None,
             discards_of: None,
             freeze,
-            frozen_released: 0,
+            delay: Delay::default(),
+            released: 0,
             grow: Grow::new(recovered.sizes, config.disk_bytes),
             wall_zero_ms: 0,
             has_failed: false,
@@ -442,8 +448,8 @@ impl Machine {
         machine
     }
 
-    /// Tells what a wall clock shows when the driver's clock is 0, in milliseconds since 1970. Only people are shown
-    /// what follows from it.
+    /// Tells what a wall clock shows when the driver's clock is 0, in milliseconds since 1970; again whenever it was set. People
+    /// are shown what follows from it, and a delayed replica applies by it: nothing that must be right depends on it.
     pub fn set_wall_clock(&mut self, at_zero_ms: u64) {
         self.wall_zero_ms = at_zero_ms;
     }
@@ -555,7 +561,7 @@ impl Machine {
             AdminAction::Scrub => self.on_scrub(id),
             AdminAction::StopScrub => self.on_stop_scrub(id),
             AdminAction::Resolve { discard } => self.on_resolve(id, discard),
-            AdminAction::FreezeApply => self.on_freeze(id),
+            AdminAction::FreezeApply { at } => self.on_freeze(id, at),
             AdminAction::Thaw => self.on_thaw(id),
             AdminAction::AddBookmark { name } => self.on_add_bookmark(id, name),
             AdminAction::DeleteBookmark { name } => self.on_delete_bookmark(id, name),
@@ -590,6 +596,7 @@ impl Machine {
         self.advance_discard();
         self.advance_resolve();
         self.advance_freeze();
+        self.advance_delay();
         self.advance_grow(arena);
         self.advance_replicas();
         self.answer_bookmarks();
@@ -628,6 +635,7 @@ impl Machine {
             self.shrink_due(),
             self.lease_due(),
             self.apply.retry_due(),
+            self.delay_due(),
             self.replay_due(),
             self.grow.due(),
             resync,

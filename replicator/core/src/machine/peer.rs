@@ -276,6 +276,11 @@ impl Peer {
         self.link.as_ref().filter(|link| link.state == LinkState::Streaming)
     }
 
+    /// Whether it said that it applies late.
+    pub(super) fn is_delayed(&self) -> bool {
+        self.link.as_ref().and_then(|link| link.hello.as_ref()).is_some_and(|hello| hello.delayed)
+    }
+
     /// Where in the ring its catch-up reads, if it does.
     pub(super) fn reads_from(&self) -> Option<RingOffset> {
         let link = self.link.as_ref()?;

@@ -248,11 +248,7 @@ impl Machine {
         let Some(common) = base else {
             return self.close(Place::Peer(index), "the common point is not known exactly", true);
         };
-        for index in 0..self.peers.len() {
-            if self.peers[index].link.is_some() {
-                self.close(Place::Peer(index), "a branch of the data here is being kept", true);
-            }
-        }
+        self.close_all("a branch of the data here is being kept");
         let parting = Parting { common, peer: index, copy: theirs.copy() };
         self.resolve.as_mut().expect("the caller looked").stage = Stage::Draining(parting);
     }

@@ -328,6 +328,7 @@ impl Machine {
         }
         let still = !self.log.has_unwritten() && !self.log.has_undurable() && self.apply.is_idle();
         let bound = self.stable.min(self.log.last());
+        let bound = self.delay_bound().map_or(bound, |waits| waits.min(bound));
         let limit = Some(self.meta.current.apply_limit).filter(|limit| *limit > Sequence(0));
         let applied = self.log.applied.position.sequence >= limit.map_or(bound, |limit| limit.min(bound));
         let at_rest = still && applied && self.is_checkpointed() && self.meta.is_idle();

@@ -145,6 +145,11 @@ impl Machine {
         self.push(Command::SyncDisk { token: Io::DrainSync.token(0) });
     }
 
+    /// Whether the copy here is being brought level by blocks, or about to be.
+    pub(super) fn is_resynced(&self) -> bool {
+        self.peers.iter().filter_map(|peer| peer.link.as_ref()).any(|link| link.plan.is_some())
+    }
+
     /// Whether all there is is applied and durable, and nothing is under way.
     pub(super) fn is_quiet(&self) -> bool {
         let applied = self.log.applied.position.sequence == self.log.last() && self.apply.is_idle();
@@ -202,6 +207,7 @@ impl Machine {
         (current.tail, current.applied_through) = (self.log.head, self.log.head);
         (current.stable, current.durable) = (sequence, sequence);
         current.gathered = None;
+        current.apply_reach = None;
         self.peers.iter_mut().for_each(|peer| peer.tracker.restart(point));
         self.restart_bookmarks(sequence);
         self.forget_maps();

@@ -20,6 +20,7 @@ use xxhash_rust::xxh3::xxh3_128;
 use super::block_read::{BlockRead, Reader, each_bit, valid_bits};
 use super::greet::Place;
 use super::mend::can_answer;
+use super::peer::Peer;
 use super::proof::{Clue, Search};
 use super::source::HOLD_AFTER_MS;
 use super::{Io, Machine};
@@ -137,6 +138,11 @@ impl Verify {
     }
 }
 
+/// One that applies late would compare when its time has come, and a verify would wait for that.
+fn can_compare(peer: &Peer) -> bool {
+    can_answer(peer) && !peer.is_delayed()
+}
+
 impl Machine {
     fn verify_mut(&mut self) -> &mut Verify {
         self.verify.as_deref_mut().expect("the caller looked")
@@ -160,7 +166,7 @@ impl Machine {
             return self.refuse_admin(id, "the volume is growing just now; ask again in a moment");
         }
         let parts: Vec<usize> =
-            (0..self.peers.len()).filter(|index| can_answer(&self.peers[*index])).collect();
+            (0..self.peers.len()).filter(|index| can_compare(&self.peers[*index])).collect();
         if parts.is_empty() {
             let text = "no other copy is connected and UpToDate: there is nothing to compare with";
             return self.refuse_admin(id, text);
@@ -285,7 +291,7 @@ impl Machine {
         for (at, part) in verify.parts.iter_mut().enumerate().filter(|(_, part)| part.lost.is_none()) {
             let peer = &peers[part.index];
             let goes_on = |link: &super::peer::Link| link.id == part.link && link.session == part.session;
-            if peer.streaming().is_some_and(goes_on) && can_answer(peer) {
+            if peer.streaming().is_some_and(goes_on) && can_compare(peer) {
                 continue;
             }
             part.lost = Some("its connection ended".to_string());

@@ -155,7 +155,8 @@ impl Machine {
 
     pub(super) fn on_fetch(&mut self, index: usize, envelope: &Envelope, fetch: Fetch) {
         let is_sound = self.has_block(fetch.block);
-        if self.visits_of(index, envelope).is_none() {
+        let is_late = self.is_delaying() && fetch.point > self.log.applied.position.sequence;
+        if is_late || self.visits_of(index, envelope).is_none() {
             // Whoever cannot answer says so: somebody waits for it, or asks another one.
             let nothing = Fetched { number: fetch.number, bytes: None };
             return self.send(Place::Peer(index), Message::Fetched(nothing), false);

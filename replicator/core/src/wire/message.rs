@@ -66,6 +66,8 @@ pub struct Hello {
     pub diverges: bool,
     /// Whose data an operator gave up here: that node is asked to yield.
     pub discards_of: Option<NodeId>,
+    /// It applies late, by its configuration: what it has journaled counts, its disk is an earlier state.
+    pub delayed: bool,
     /// What happened at the end of its log.
     pub end: LogEnd,
 }
@@ -475,7 +477,8 @@ impl Hello {
         writer.u32(u32::try_from(self.history.reigns().len()).expect("bounded"));
         encode_history(&self.history, writer);
         let discards_of = self.discards_of.map_or(u8::MAX, |node| node.0);
-        writer.u8(u8::from(self.yields)).u8(u8::from(self.diverges)).u8(discards_of).zeros(5);
+        writer.u8(u8::from(self.yields)).u8(u8::from(self.diverges)).u8(discards_of);
+        writer.u8(u8::from(self.delayed)).zeros(4);
         writer.u64(self.end.head_ms).u64(self.end.reign_ms).u64(self.end.changed_blocks);
     }
 
@@ -497,7 +500,8 @@ impl Hello {
         let history = decode_history(reader, count)?.ok_or(MessageError::Bounds("history"))?;
         let (yields, diverges, discards_of) = (reader.u8()? != 0, reader.u8()? != 0, reader.u8()?);
         let discards_of = (discards_of < 32).then_some(NodeId(discards_of));
-        reader.skip(5)?;
+        let delayed = reader.u8()? != 0;
+        reader.skip(4)?;
         let (head_ms, reign_ms, changed_blocks) = (reader.u64()?, reader.u64()?, reader.u64()?);
         let end = LogEnd { head_ms, reign_ms, changed_blocks };
         let last = head.position.sequence;
@@ -529,6 +533,7 @@ impl Hello {
             yields,
             diverges,
             discards_of,
+            delayed,
             end,
         })
     }

@@ -184,6 +184,7 @@ fn a_superblock() {
         discards: 4,
         maps: maps(),
         apply_limit: Sequence(0x0123_4567_8fff),
+        apply_reach: None,
         export_generation: 12,
         repairs: 2,
         yields: true,
@@ -287,6 +288,7 @@ fn every_message() {
         yields: true,
         diverges: true,
         discards_of: Some(NodeId(3)),
+        delayed: false,
         end: LogEnd { head_ms: 0x0190_0102_0304, reign_ms: 0x0190_0102_0203, changed_blocks: 77 },
     };
     let changed =

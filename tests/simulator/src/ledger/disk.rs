@@ -31,6 +31,7 @@ impl Ledger {
             }
             if !is_block {
                 self.check_mark(x, frame);
+                self.check_delay(x, frame);
             }
             // Of the reign it follows, or of the one its log ends in, if it left that since.
             let end = self.replicas[x].log.last().expect("the frame is there");

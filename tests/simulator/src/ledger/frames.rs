@@ -66,6 +66,7 @@ impl Ledger {
         }
         self.replicas[x].log.push(frame);
         self.replicas[x].place_of.insert(frame, offset);
+        self.set_due(x, frame);
         self.raise(x, frame, Level::Asked);
         let (saved, replica) = (self.replicas[x].saved.promised.0, &self.replicas[x]);
         if replica.envelopes.get(&frame).is_some_and(|epoch| *epoch < saved) {
@@ -128,6 +129,7 @@ impl Ledger {
         let opens = entries.flatten().any(|entry| entry.kind == EntryKind::EpochStart);
         let reign = if opens { self.open_reign(x, header, index) } else { self.reign_of(x, header) };
         self.frames.push(Frame {
+            closed_ms: header.closed_ms,
             parent: header.chain_before,
             chain: header.chain_after,
             first,

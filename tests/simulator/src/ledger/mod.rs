@@ -2,6 +2,7 @@
 //! reach disks and words that reach others, never a machine's own state, and so knows who has which entry, written
 //! or durable, what was promised to clients, and what a start must find.
 
+mod delay;
 mod disk;
 mod frames;
 mod gathered;
@@ -14,6 +15,7 @@ mod words;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 
+pub use delay::Clocks;
 use promises::Obligation;
 use replicator_core::disk::superblock::Superblock;
 use replicator_core::units::{Chain, NodeId, NodeSet, ReignId};
@@ -39,6 +41,8 @@ struct Frame {
     chain: Chain,
     first: u64,
     last: u64,
+    /// When its Primary closed it, by that one's clock.
+    closed_ms: u64,
     reign: usize,
     /// What it does: sectors, and the write that fills them (0 for zeros).
     effects: Vec<(Range<usize>, u64)>,
@@ -113,6 +117,13 @@ struct Replica {
     /// Its devices lied or were tampered with: what it promised counts no more; that it must notice does.
     pub void: bool,
     force: bool,
+    /// How old an entry is to be when it is applied.
+    delay_ms: u64,
+    clocks: Clocks,
+    /// When frames are old enough, on the clock that never goes back.
+    due: HashMap<usize, u64>,
+    /// It is brought level by blocks, or was in the stream under way.
+    is_resynced: bool,
 }
 
 /// Everything seen in one run.
@@ -149,7 +160,7 @@ fn fresh_sectors(end: usize, sectors: usize) -> Vec<u64> {
 }
 
 impl Replica {
-    fn new(superblock: &Superblock, sectors: usize) -> Self {
+    fn new(superblock: &Superblock, sectors: usize, delay_ms: u64) -> Self {
         let first_end = sectors_of(0, superblock.volume_bytes).end;
         Self {
             log: Vec::new(),
@@ -172,6 +183,10 @@ impl Replica {
             envelopes: HashMap::new(),
             void: false,
             force: false,
+            delay_ms,
+            clocks: Clocks::default(),
+            due: HashMap::new(),
+            is_resynced: false,
         }
     }
 }
@@ -186,14 +201,14 @@ fn sectors_of(offset: u64, length: u64) -> Range<usize> {
 }
 
 impl Ledger {
-    /// Fresh replicas of a volume of `sectors`, each beginning with its superblock.
-    pub fn new(sectors: usize, ring_bytes: u64, managed: bool, superblocks: &[Superblock]) -> Self {
+    /// Fresh replicas of a volume of `sectors`, each beginning with its superblock, and how late each applies.
+    pub fn new(sectors: usize, ring_bytes: u64, managed: bool, replicas: &[(Superblock, u64)]) -> Self {
         Self {
             frames: Vec::new(),
             by_chain: HashMap::new(),
-            genesis: superblocks[0].tail.chain,
+            genesis: replicas[0].0.tail.chain,
             ring_bytes,
-            replicas: superblocks.iter().map(|superblock| Replica::new(superblock, sectors)).collect(),
+            replicas: replicas.iter().map(|(sb, delay_ms)| Replica::new(sb, sectors, *delay_ms)).collect(),
             reigns: Vec::new(),
             members: HashMap::new(),
             recorded: HashMap::new(),
@@ -218,9 +233,9 @@ impl Ledger {
 
     /// The disks of `x` are gone; it was made anew.
     pub fn recreated(&mut self, x: usize, superblock: &Superblock) {
-        let process = self.replicas[x].process;
+        let Replica { process, delay_ms, clocks, .. } = self.replicas[x];
         let sectors = self.replicas[x].base.len();
-        self.replicas[x] = Replica { process, ..Replica::new(superblock, sectors) };
+        self.replicas[x] = Replica { process, clocks, ..Replica::new(superblock, sectors, delay_ms) };
         self.let_go(x);
     }
 

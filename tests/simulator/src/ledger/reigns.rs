@@ -100,6 +100,7 @@ impl Ledger {
             }
             // Who joins holds what was promised before, too.
             if !joined.is_empty() {
+                self.check_joined(joined);
                 let log: HashSet<usize> = self.replicas[x].log.iter().copied().collect();
                 for promised in self.obligations.iter_mut().filter(|promised| log.contains(&promised.frame)) {
                     promised.holders = NodeSet(promised.holders.0 | joined.0);

@@ -43,6 +43,7 @@ impl Ledger {
         self.replicas[x].is_mixed &= superblock.disk_state != DiskState::UpToDate;
         self.note_reign(x, &old, superblock);
         self.replicas[x].process += 1;
+        self.replicas[x].is_resynced = false;
         (self.replicas[x].acked, self.replicas[x].envelopes) = ((0, 0), HashMap::new());
         if self.replicas[x].void {
             self.adopt(x, head);
@@ -59,6 +60,7 @@ impl Ledger {
             );
         }
         self.adopt(x, head);
+        self.set_dues(x);
         let stale = superblock.applied_through.ring_offset.0;
         self.replicas[x]
             .ghosts

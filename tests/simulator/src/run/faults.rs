@@ -6,6 +6,7 @@ use replicator_core::disk::layout::SUPERBLOCK_AT;
 use replicator_core::event::AdminAction;
 
 use super::{Run, node_id};
+use crate::delay;
 use crate::plan::Fault;
 use crate::world::{MS, Moment};
 
@@ -107,6 +108,7 @@ impl Run {
                 clock.ahead += ms * MS;
                 self.world.set_clock(node, clock);
             }
+            Fault::WallStep => delay::set_wall(&mut self.world, node),
             Fault::Spoil
             | Fault::SuperblockRot
             | Fault::RingRot

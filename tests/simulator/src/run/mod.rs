@@ -81,6 +81,7 @@ impl Run {
         let members = world.status(0).expect("it has started").record.in_sync;
         for node in 0..nodes {
             world.set_clock(node, plan.clocks[node]);
+            world.set_wall(node, plan.walls_ahead_ms[node]);
         }
         let shared = Rc::clone(&devices);
         world.fates = Box::new(move |io, node, random| shared.borrow_mut().fate(io, node, random));

@@ -1,13 +1,13 @@
 //! The safety phase: clients, faults and operators, one random step after the other.
 
 use replicator_core::disk::superblock::{DiskState, Record};
-use replicator_core::event::AdminAction;
+use replicator_core::event::{AdminAction, FreezeAt};
 use replicator_core::recovery::RecoverError;
 
 use super::{Run, node_id};
 use crate::node::StartError;
 use crate::rule::broken;
-use crate::{bookmarks, growth, scrub};
+use crate::{bookmarks, delay, growth, scrub};
 
 impl Run {
     pub(super) fn safety_step(&mut self) {
@@ -27,6 +27,9 @@ impl Run {
             self.ask(node, action);
         }
         if let Some((node, action)) = bookmarks::wish(&mut self.world, self.plan.bookmark_chance) {
+            self.ask(node, action);
+        }
+        if let Some((node, action)) = delay::wish(&mut self.world) {
             self.ask(node, action);
         }
         self.freeze_or_resolve();
@@ -61,8 +64,11 @@ impl Run {
                 self.ask(node, AdminAction::Resolve { discard });
             }
             _ if self.world.random.below(1000) < 4 => {
-                let action =
-                    if status.freeze.is_some() { AdminAction::Thaw } else { AdminAction::FreezeApply };
+                let action = if status.freeze.is_some() {
+                    AdminAction::Thaw
+                } else {
+                    AdminAction::FreezeApply { at: FreezeAt::Here }
+                };
                 self.ask(node, action);
             }
             _ => {}

@@ -70,6 +70,9 @@ impl World {
         let envelope = Envelope::decode(&envelope.encode()).expect("what is sent can be read");
         if !envelope.kind.is_bulk() {
             self.note(|| format!("n{target} hears {:?} in epoch {}", envelope.kind, envelope.epoch));
+            if matches!(envelope.kind, MessageKind::Start | MessageKind::Resync) {
+                self.ledger.hears_resync(target, envelope.kind == MessageKind::Resync);
+            }
             return self.nodes[target].handle(now, Event::Message { link, envelope, body: &body });
         }
         match self.nodes[target].place(link, &envelope) {

@@ -27,6 +27,7 @@ impl World {
         if repaired {
             self.mark("superblock copy repaired");
         }
+        self.ledger.tell_time(node, self.clocks_of(node));
         self.ledger.started(node, &self.nodes[node], &superblock, head);
         self.moments.push((Moment::Started, node));
         self.collect();
@@ -41,8 +42,10 @@ impl World {
         let replica = self.ledger.saved(node).replica + 1000;
         let superblock = Superblock { replica, ..fresh(&self.setup, node) };
         let (config, boot_id, starts) = (old.config.clone(), old.boot_id, old.starts);
+        let wall_zero_ms = old.wall_zero_ms;
         self.nodes[node] = Node::new(config, &superblock);
         (self.nodes[node].boot_id, self.nodes[node].starts) = (boot_id, starts);
+        self.nodes[node].set_wall_clock(wall_zero_ms);
         self.ledger.recreated(node, &superblock);
     }
 

@@ -15,9 +15,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use clients::{Request, Upload};
 use replicator_core::disk::layout::Layout;
 use replicator_core::disk::superblock::Superblock;
+use replicator_core::event::FreezeAt;
 use replicator_core::machine::Machine;
 use replicator_core::status::Status;
-use replicator_core::units::NodeId;
+use replicator_core::units::{AdminId, NodeId};
 pub use setup::Setup;
 use setup::{config, fresh};
 pub use time::Clock;
@@ -120,6 +121,8 @@ pub struct World {
     requests: Vec<Request>,
     uploads: Vec<Upload>,
     next_id: u64,
+    /// Where operators asked apply to stand still.
+    freezes: BTreeMap<AdminId, FreezeAt>,
     next_write: u64,
     /// What disks held when bookmarks were made.
     bookmarks: Bookmarks,
@@ -135,9 +138,10 @@ fn node_id(node: usize) -> NodeId {
 impl World {
     /// A world with all nodes started and no one Primary.
     pub fn new(seed: u64, setup: &Setup) -> Self {
-        let superblocks: Vec<Superblock> = (0..setup.nodes).map(|n| fresh(setup, n)).collect();
+        let replicas: Vec<(Superblock, u64)> =
+            (0..setup.nodes).map(|n| (fresh(setup, n), setup.delay_of(n))).collect();
         let nodes: Vec<Node> =
-            superblocks.iter().enumerate().map(|(n, sb)| Node::new(config(setup, n), sb)).collect();
+            replicas.iter().enumerate().map(|(n, (sb, _))| Node::new(config(setup, n), sb)).collect();
         let volume_bytes = (setup.sectors * SECTOR) as u64;
         let layout = Layout::new(volume_bytes, setup.journal_bytes).expect("the sizes go together");
         let zeros = vec![0; setup.disk_sectors()];
@@ -146,7 +150,7 @@ impl World {
             random: Random::new(seed),
             now: MS,
             alarm: u64::MAX,
-            ledger: Ledger::new(setup.disk_sectors(), layout.ring_bytes, setup.managed, &superblocks),
+            ledger: Ledger::new(setup.disk_sectors(), layout.ring_bytes, setup.managed, &replicas),
             sectors: setup.sectors,
             routes: vec![vec![Route::default(); setup.nodes]; setup.nodes],
             clocks: vec![Clock::default(); setup.nodes],
@@ -167,6 +171,7 @@ impl World {
             requests: Vec::new(),
             uploads: Vec::new(),
             next_id: 1,
+            freezes: BTreeMap::new(),
             next_write: 0,
             bookmarks: Bookmarks::new(setup.nodes),
             rotten: BTreeSet::new(),
@@ -174,6 +179,7 @@ impl World {
             nodes,
         };
         for node in 0..setup.nodes {
+            world.set_wall(node, 0);
             world.start(node);
         }
         world

@@ -26,6 +26,9 @@ impl World {
         if let AdminAction::Promote { force, .. } = action {
             self.ledger.promoting(node, force);
         }
+        if let AdminAction::FreezeApply { at } = action {
+            self.freezes.insert(id, at);
+        }
         self.leases.told(node, action);
         let now = self.instant(node);
         self.nodes[node].handle(now, Event::Admin { id, action });
@@ -38,6 +41,9 @@ impl World {
         let at = self.nodes[node].answers.iter().position(|(other, _)| *other == id)?;
         let answer = self.nodes[node].answers.swap_remove(at).1;
         self.note(|| format!("n{node} answers {answer:?}"));
+        if let (Some(at), Ok(_)) = (self.freezes.remove(&id), &answer) {
+            self.ledger.check_frozen_at(node, at);
+        }
         Some(answer)
     }
 

@@ -25,7 +25,7 @@ impl World {
             status.peers.iter().filter(|peer| group.contains(&usize::from(peer.node.0))).all(|peer| {
                 peer.connection == Connection::Established
                     && peer.ack.durable == head
-                    && (peer.member || peer.protocol == Protocol::A)
+                    && (peer.member || peer.protocol == Protocol::A || peer.delayed)
             });
         let applied = group.iter().all(|n| {
             self.status(*n)

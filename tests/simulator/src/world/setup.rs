@@ -34,6 +34,8 @@ pub struct Setup {
     pub frames_in_flight_max: u32,
     /// Which nodes keep checksums of blocks at rest; those beyond the list do not.
     pub sums: Vec<bool>,
+    /// How old an entry is when a node applies it; those beyond the list apply at once.
+    pub delays_ms: Vec<u64>,
     /// In how many of a hundred requests a client writes a large piece.
     pub bulk_percent: u64,
 }
@@ -57,6 +59,7 @@ impl Default for Setup {
             send_window_bytes: 2 << 20,
             frames_in_flight_max: 2,
             sums: Vec::new(),
+            delays_ms: Vec::new(),
             bulk_percent: 0,
         }
     }
@@ -71,6 +74,11 @@ impl Setup {
     /// Whether `node` keeps checksums of blocks at rest.
     pub fn sums_of(&self, node: usize) -> bool {
         self.sums.get(node).copied().unwrap_or_default()
+    }
+
+    /// How old an entry is when `node` applies it.
+    pub fn delay_of(&self, node: usize) -> u64 {
+        self.delays_ms.get(node).copied().unwrap_or_default()
     }
 
     /// How `node` is fed.
@@ -99,6 +107,7 @@ pub(super) fn config(setup: &Setup, node: usize) -> Config {
         checkpoint_bytes: setup.checkpoint_bytes,
         sum_pages_max: 4,
         scrub_interval_ms: 0,
+        apply_delay_ms: setup.delay_of(node),
         send_window_bytes: setup.send_window_bytes,
     }
 }
@@ -108,7 +117,8 @@ pub(super) fn fresh(setup: &Setup, node: usize) -> Superblock {
     let volume = VolumeId(0x1234_5678);
     let ring_offset = RingOffset(setup.ring_start);
     let start = LogPoint { chain: chain::genesis(volume), ring_offset, ..LogPoint::default() };
-    let fed = (0..setup.nodes).filter(|n| *n == 0 || setup.protocol_of(*n) != Protocol::A);
+    let follows = |n: usize| setup.protocol_of(n) == Protocol::A || setup.delay_of(n) > 0;
+    let fed = (0..setup.nodes).filter(|n| *n == 0 || !follows(*n));
     let members = fed.fold(NodeSet(0), |set, n| set.with(node_id(n)));
     Superblock {
         sequence: 1,

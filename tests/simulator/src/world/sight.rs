@@ -22,6 +22,8 @@ impl World {
     pub(super) fn collect(&mut self) {
         for index in 0..self.nodes.len() {
             self.bookmarks.look(index, &self.nodes[index], self.sectors);
+            let clocks = self.clocks_of(index);
+            self.ledger.tell_time(index, clocks);
             for seen in std::mem::take(&mut self.nodes[index].seen) {
                 self.ledger.see(index, &seen, &self.nodes[index]);
                 self.look(index, &seen);

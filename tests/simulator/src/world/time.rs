@@ -6,12 +6,16 @@ use replicator_core::units::Instant;
 
 use super::sight::describe;
 use super::{Fate, MS, Moment, World};
+use crate::ledger::Clocks;
 use crate::node::Io;
 use crate::rule::broken;
 
 /// Steps at one instant after which nobody believes that there will be a last one. The most that a run needed is a
 /// fifth of it.
 const STEPS_MAX: u64 = 100_000;
+
+/// The time of day when the world begins, in milliseconds since 1970.
+const TIME_OF_DAY_MS: u64 = 1_790_000_000_000;
 
 /// A node's clock beside the world's.
 #[derive(Clone, Copy, Debug, Default)]
@@ -42,9 +46,26 @@ impl World {
         Instant(self.clocks[node].at(self.now))
     }
 
-    /// Sets the clock of `node`, which never goes back.
+    /// Sets the clock of `node`, which never goes back. Its time of day goes on from it.
     pub fn set_clock(&mut self, node: usize, clock: Clock) {
         self.clocks[node] = clock;
+    }
+
+    /// Sets the time of day at `node`: so far ahead of the true one.
+    pub fn set_wall(&mut self, node: usize, ahead_ms: u64) {
+        let clock = self.clocks[node];
+        self.nodes[node].set_wall_clock(TIME_OF_DAY_MS + ahead_ms - clock.ahead / MS);
+    }
+
+    /// What `node` takes for the time of day, in milliseconds since 1970.
+    pub fn time_of_day(&self, node: usize) -> u64 {
+        self.clocks_of(node).wall_ms
+    }
+
+    /// What the clocks of `node` show.
+    pub(super) fn clocks_of(&self, node: usize) -> Clocks {
+        let instant = self.instant(node).0;
+        Clocks { instant, wall_ms: self.nodes[node].wall_zero_ms + instant / MS }
     }
 
     /// When `node` will see this time.

@@ -6,7 +6,7 @@ use holdfast_simulator::node::Io;
 use holdfast_simulator::world::{Setup, World};
 use replicator_core::bookmarks::Everything;
 use replicator_core::disk::superblock::DiskState;
-use replicator_core::event::AdminAction;
+use replicator_core::event::{AdminAction, FreezeAt};
 use replicator_core::units::NodeId;
 
 use crate::resync::setup;
@@ -43,7 +43,7 @@ fn a_bookmark_of_a_frozen_copy_tells_to_the_block_what_changed_since() {
     let mut world = serving(1, &setup());
     load(&mut world, 40);
     quiet(&mut world);
-    world.admin(1, AdminAction::FreezeApply).unwrap();
+    world.admin(1, AdminAction::FreezeApply { at: FreezeAt::Here }).unwrap();
     let frozen = world.status(1).unwrap().freeze.unwrap().position;
     add(&mut world, 1, "a");
     assert_eq!(world.status(1).unwrap().bookmarks[0].position, frozen);

@@ -5,7 +5,7 @@ use holdfast_simulator::world::{Setup, World};
 use replicator_core::command::AdminError;
 use replicator_core::config::OnPeerLoss;
 use replicator_core::disk::superblock::DiskState;
-use replicator_core::event::AdminAction;
+use replicator_core::event::{AdminAction, FreezeAt};
 use replicator_core::status::Connection;
 use replicator_core::units::NodeId;
 
@@ -212,7 +212,7 @@ fn a_frozen_secondary_holds_one_position_while_writes_go_on() {
     let mut world = serving(20, &setup());
     load(&mut world, 40);
     quiet(&mut world);
-    world.admin(1, AdminAction::FreezeApply).unwrap();
+    world.admin(1, AdminAction::FreezeApply { at: FreezeAt::Here }).unwrap();
     assert!(world.nodes[1].frozen);
     let (at, held) = (world.status(1).unwrap().freeze.unwrap().position, content(&world, 1));
     load(&mut world, 120);
@@ -244,7 +244,7 @@ fn a_frozen_secondary_thaws_when_its_share_of_the_journal_is_used_and_never_stal
     let mut world = serving(21, &setup());
     load(&mut world, 20);
     quiet(&mut world);
-    world.admin(1, AdminAction::FreezeApply).unwrap();
+    world.admin(1, AdminAction::FreezeApply { at: FreezeAt::Here }).unwrap();
     for _ in 0..60 {
         world.run_until("room", |world| world.write(0, 0..2048, false));
         world.run_until("answered", |world| world.waiting() == 0);
@@ -259,7 +259,7 @@ fn a_frozen_secondary_that_is_promoted_thaws_first() {
     let mut world = serving(22, &setup());
     load(&mut world, 20);
     quiet(&mut world);
-    world.admin(1, AdminAction::FreezeApply).unwrap();
+    world.admin(1, AdminAction::FreezeApply { at: FreezeAt::Here }).unwrap();
     load(&mut world, 80);
     world.kill(0);
     world.run_ms(4000);

@@ -2,6 +2,7 @@
 //! looks for; what it found in the code becomes a scenario in `found`.
 
 mod bookmarks;
+mod delay;
 mod fork;
 mod found;
 mod growth;
