@@ -1,6 +1,7 @@
 //! `holdfast create` and `move-journal`: makes this node's replica of a volume, and has its journal lie elsewhere.
 
 use anyhow::{Context, Result};
+use replicator::Content;
 
 use crate::cli::{CreateArgs, MoveJournalArgs};
 use crate::output::{human_bytes, print};
@@ -10,10 +11,20 @@ use crate::target;
 pub(crate) fn run(arguments: &CreateArgs) -> Result<()> {
     let (cluster, node) = target::node(&arguments.node)?;
     let options = cluster.volume_options(&node.name, &arguments.volume)?;
-    let created = replicator::create(&options, arguments.force)
+    let content = match (arguments.seeded, arguments.zeroed) {
+        (true, _) => Content::Seed,
+        (_, true) => Content::Zeros,
+        _ => Content::Any,
+    };
+    let created = replicator::create(&options, content, arguments.force)
         .with_context(|| format!("the replica of {} on {} is not created", options.name, node.name))?;
+    let seeded = if arguments.seeded {
+        "; what the disk has is compared with the primary's before it counts"
+    } else {
+        ""
+    };
     print(&format!(
-        "created the replica of {} on node {}: {} on {}, journal of {} on {}",
+        "created the replica of {} on node {}: {} on {}, journal of {} on {}{seeded}",
         options.name,
         node.name,
         human_bytes(created.size_bytes),

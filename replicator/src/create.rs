@@ -34,15 +34,31 @@ pub struct Created {
     pub ring_bytes: u64,
 }
 
+/// What the disk of a new replica holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Content {
+    /// Whatever it is, it is zeroed.
+    #[default]
+    Any,
+    /// Zeros, by an operator's word. A block device is read to see, and not written.
+    Zeros,
+    /// A copy of the volume that was made by hand: it is kept, and compared with the Primary's before it counts.
+    Seed,
+}
+
 /// Makes a replica of the volume for this node, UpToDate at position 0 with a disk of zeros: fresh replicas of one
-/// volume are equal by construction. What already holds a replica, or any bytes, is overwritten only with `force`.
+/// volume are equal by construction. What already holds a replica, or any bytes, is overwritten only with `force`. A seed is
+/// kept, and the replica Inconsistent until it has been compared.
 ///
 /// # Errors
 /// Whatever keeps it from being made; checks come before the first write.
-pub fn create(options: &VolumeOptions, force: bool) -> Result<Created, CreateError> {
+pub fn create(options: &VolumeOptions, content: Content, force: bool) -> Result<Created, CreateError> {
     let (size_bytes, block_bytes) = (options.size_bytes, options.block_bytes);
     if ![512, 4096].contains(&block_bytes) || !size_bytes.is_multiple_of(u64::from(block_bytes)) {
         return Err(CreateError::Block { size_bytes, block_bytes });
+    }
+    if content == Content::Seed && options.checksums {
+        return Err(CreateError::SeedSums);
     }
     let (journal, journal_made) = Device::open_or_create(&options.journal, Purpose::Journal)?;
     let mut made = Made::default();
@@ -52,7 +68,7 @@ pub fn create(options: &VolumeOptions, force: bool) -> Result<Created, CreateErr
     }
     let (disk, disk_made) = Device::open_or_create(&options.disk, Purpose::Disk)?;
     made.note(&options.disk, disk_made);
-    let created = make(options, journal, disk, force)?;
+    let created = make(options, journal, disk, content, force)?;
     made.keep();
     Ok(created)
 }
@@ -61,6 +77,7 @@ fn make(
     options: &VolumeOptions,
     mut journal: Device,
     mut disk: Device,
+    content: Content,
     force: bool,
 ) -> Result<Created, CreateError> {
     let journal_bytes = match journal.kind() {
@@ -69,7 +86,7 @@ fn make(
     };
     let layout = Layout::with(options.size_bytes, journal_bytes, options.checksums)?;
     check_journal(&journal, &options.names(), force)?;
-    check_disk(&disk, options.size_bytes, force)?;
+    check_disk(&disk, options.size_bytes, content, force)?;
 
     // The old superblock goes first: from here on there is no half-made replica, only none.
     let failed = |path: &Path, action| {
@@ -77,8 +94,14 @@ fn make(
         move |error: Errno| CreateError::System { path, action, source: io_error(error) }
     };
     journal.reset(journal_bytes, true).map_err(failed(&options.journal, "zero it"))?;
-    disk.reset(options.size_bytes, false).map_err(failed(&options.disk, "zero it"))?;
-    let superblock = fresh_superblock(options, &disk, journal_bytes)?;
+    let is_ready = content == Content::Seed || (content == Content::Zeros && disk.kind() == Kind::Block);
+    let ready = if is_ready { disk.sync() } else { disk.reset(options.size_bytes, false) };
+    ready.map_err(failed(&options.disk, "zero it"))?;
+    let mut superblock = fresh_superblock(options, &disk, journal_bytes)?;
+    if content == Content::Seed {
+        // Complete for nothing, as far as anybody knows.
+        superblock.disk_state = DiskState::Inconsistent;
+    }
     for offset in SUPERBLOCK_AT {
         let write = journal.write_at(offset, &superblock.encode()).and_then(|()| journal.sync());
         write.map_err(failed(&options.journal, "write the superblock"))?;
@@ -117,15 +140,39 @@ fn check_journal(journal: &Device, names: &NodeNames, force: bool) -> Result<(),
     check_blank(journal, Purpose::Journal)
 }
 
-fn check_disk(disk: &Device, size_bytes: u64, force: bool) -> Result<(), CreateError> {
-    if disk.kind() == Kind::Block && disk.size_bytes() < size_bytes {
+fn check_disk(disk: &Device, size_bytes: u64, content: Content, force: bool) -> Result<(), CreateError> {
+    let keeps = content == Content::Seed;
+    if (disk.kind() == Kind::Block || keeps) && disk.size_bytes() < size_bytes {
         return Err(CreateError::DiskSmall {
             path: disk.path().to_owned(),
             found_bytes: disk.size_bytes(),
             volume_bytes: size_bytes,
         });
     }
-    if force || disk.size_bytes() == 0 { Ok(()) } else { check_blank(disk, Purpose::Disk) }
+    if content == Content::Zeros && disk.kind() == Kind::Block {
+        return check_zeros(disk, size_bytes);
+    }
+    if force || keeps || disk.size_bytes() == 0 { Ok(()) } else { check_blank(disk, Purpose::Disk) }
+}
+
+/// Reads all of the disk: one byte that is none of zero would be another one on each replica.
+fn check_zeros(disk: &Device, size_bytes: u64) -> Result<(), CreateError> {
+    const PIECE_BYTES: u64 = 1 << 20;
+    let path = || disk.path().to_owned();
+    let mut bytes = vec![0; usize::try_from(PIECE_BYTES).expect("a megabyte")];
+    for offset in (0..size_bytes).step_by(bytes.len()) {
+        let piece = usize::try_from(PIECE_BYTES.min(size_bytes - offset)).expect("a megabyte");
+        let read = disk.read_at(offset, &mut bytes[..piece]);
+        read.map_err(|error| CreateError::System {
+            path: path(),
+            action: "read it",
+            source: io_error(error),
+        })?;
+        if let Some(at) = bytes[..piece].iter().position(|byte| *byte != 0) {
+            return Err(CreateError::NotZeros { path: path(), offset: offset + at as u64 });
+        }
+    }
+    Ok(())
 }
 
 fn check_blank(device: &Device, purpose: Purpose) -> Result<(), CreateError> {

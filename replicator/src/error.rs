@@ -315,6 +315,22 @@ pub enum CreateError {
         /// Where.
         path: PathBuf,
     },
+    /// The disk was said to be zeros, and is not.
+    #[error(
+        "disk {path} is not zeros: byte {offset} is something else; without --zeroed all of it is zeroed"
+    )]
+    NotZeros {
+        /// Where.
+        path: PathBuf,
+        /// The first byte.
+        offset: u64,
+    },
+    /// A seed has no checksums.
+    #[error(
+        "this volume's replicas keep checksums, and of a copy that was made by hand nothing is known: create this replica \
+         without --seeded, or with checksums = \"off\""
+    )]
+    SeedSums,
     /// The disk is too small.
     #[error("disk {path} has {found_bytes} bytes, the volume needs {volume_bytes}")]
     DiskSmall {

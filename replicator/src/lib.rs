@@ -37,7 +37,7 @@ pub mod ublk;
 pub mod welcome;
 
 pub use arena::spare_from_oom_killer;
-pub use create::{Created, create};
+pub use create::{Content, Created, create};
 pub use driver::ublk::UblkStatus;
 pub use error::{ContentError, CreateError, InspectError, MoveError, StartError, VolumeError, VolumeFault};
 pub use move_journal::{Moved, move_journal};

@@ -249,7 +249,7 @@ mod tests {
         for step in STEPS {
             let folder = tempfile::tempdir().unwrap();
             let options = options_in(folder.path());
-            create(&options, false).unwrap();
+            create(&options, crate::create::Content::Any, false).unwrap();
             let mark = [7; 4096];
             let ring = options.journal_bytes - 4096;
             std::os::unix::fs::FileExt::write_all_at(
@@ -288,7 +288,7 @@ mod tests {
         std::fs::write(&to, "somebody's").unwrap();
         let error = move_journal(&options, &to, false).unwrap_err().to_string();
         assert!(error.contains("does not exist"), "{error}");
-        create(&options, false).unwrap();
+        create(&options, crate::create::Content::Any, false).unwrap();
         let error = move_journal(&options, &to, false).unwrap_err().to_string();
         assert!(error.contains("is not empty"), "{error}");
         assert_eq!(std::fs::read(&to).unwrap(), b"somebody's");

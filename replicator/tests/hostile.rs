@@ -24,7 +24,7 @@ struct Lone {
 fn lone() -> Lone {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let options = cluster(dir.path(), 1, Protocol::C).remove(0);
-    replicator::create(&options, false).unwrap();
+    replicator::create(&options, replicator::Content::Any, false).unwrap();
     let volume = replicator::open(options.clone()).unwrap();
     promote(&volume, false, 1);
     wait_for(&volume, "service", |status| status.core.serving);
@@ -222,7 +222,7 @@ fn who_speaks_no_tls_where_it_is_spoken_is_told_so_and_serves_nobody_ill() {
     let mut options = cluster(dir.path(), 2, Protocol::C);
     options.iter_mut().for_each(|options| options.tls = true);
     for options in &options {
-        replicator::create(options, false).unwrap();
+        replicator::create(options, replicator::Content::Any, false).unwrap();
     }
     let volumes: Vec<_> = options.iter().map(|options| replicator::open(options.clone()).unwrap()).collect();
     let hello = [&b"HFhello1"[..], &[2, 0], &[0; 54]].concat();
@@ -247,7 +247,7 @@ fn nobody_without_the_secret_gets_a_link_in_tls() {
     options.iter_mut().for_each(|options| options.tls = true);
     options[2].secrets = Secrets::only(Secret(b"another secret".to_vec()));
     for options in &options {
-        replicator::create(options, false).unwrap();
+        replicator::create(options, replicator::Content::Any, false).unwrap();
     }
     let volumes: Vec<_> = options.iter().map(|options| replicator::open(options.clone()).unwrap()).collect();
     wait_for(&volumes[0], "a connection to the other", |status| status.core.peers[0].role.is_some());

@@ -13,7 +13,7 @@ fn writes_reach_both_disks(dir: &Path, tls: bool) {
     let mut options = cluster(dir, 2, Protocol::C);
     for options in &mut options {
         options.tls = tls;
-        replicator::create(options, false).unwrap();
+        replicator::create(options, replicator::Content::Any, false).unwrap();
     }
     let volumes: Vec<_> = options.iter().map(|options| replicator::open(options.clone()).unwrap()).collect();
     wait_for(&volumes[0], "a connection", |status| status.core.peers[0].role.is_some());
@@ -93,7 +93,7 @@ fn writes_reach_both_disks_by_direct_calls_in_memory() {
 fn a_secondary_serves_nobody_and_says_why() {
     let dir = tempfile::tempdir().unwrap();
     let options = cluster(dir.path(), 2, Protocol::C);
-    replicator::create(&options[1], false).unwrap();
+    replicator::create(&options[1], replicator::Content::Any, false).unwrap();
     let volume = replicator::open(options[1].clone()).unwrap();
     assert_eq!(volume.status().unwrap().core.role, Role::Secondary);
     let path = options[1].nbd_unix.clone().unwrap();

@@ -14,6 +14,12 @@ pub(crate) struct CreateArgs {
     /// Overwrite what lies on the disk and the journal
     #[arg(long)]
     pub(crate) force: bool,
+    /// Keep what the disk holds, a copy of the volume made by hand: it is compared, and only what differs is sent
+    #[arg(long)]
+    pub(crate) seeded: bool,
+    /// The disk is all zeros already: a block device is read to see, and not written
+    #[arg(long, conflicts_with = "seeded")]
+    pub(crate) zeroed: bool,
 }
 
 /// Arguments of `move-journal`.

@@ -54,7 +54,7 @@ impl SandboxCluster {
         for replica in &volume.replicas {
             let node = cluster.node(&cluster.node_name(replica.node))?;
             let options = cluster.volume_options(&node.name, VOLUME)?;
-            replicator::create(&options, false)
+            replicator::create(&options, replicator::Content::Any, false)
                 .with_context(|| format!("the replica of node {} is not created", node.name))?;
             let folder = self.workspace.folder();
             self.nodes.push(SandboxNode::new(&node.name, &node.control, replica.clone(), folder));

@@ -8,7 +8,7 @@ use replicator_core::frame::{self, Entry, EntryKind, FrameHeader, LocalPart};
 use replicator_core::units::{Epoch, Incarnation, NodeId, NodeSet, ReignId, Sequence, VolumeId};
 
 use super::*;
-use crate::create::create;
+use crate::create::{Content, create};
 use crate::inspect::{FramesEnd, inspect};
 use crate::options::{DirectIo, PeerAddress, RingOptions, Secret};
 use crate::secrets::Secrets;
@@ -36,6 +36,7 @@ pub(crate) fn options(dir: &Path) -> VolumeOptions {
             checkpoint_bytes: 16 << 20,
             sum_pages_max: 64,
             scrub_interval_ms: 0,
+            apply_delay_ms: 0,
             send_window_bytes: 8 << 20,
         },
         size_bytes: 64 << 20,
@@ -69,7 +70,7 @@ fn refusal(options: &VolumeOptions) -> String {
 fn a_fresh_replica_is_up_to_date_at_the_beginning() {
     let dir = tempfile::tempdir().unwrap();
     let options = options(dir.path());
-    let created = create(&options, false).unwrap();
+    let created = create(&options, Content::Any, false).unwrap();
     let found = inspect(&options.journal, 10).unwrap();
     assert_eq!((found.current, found.in_use, found.journal_bytes), (Some(0), false, 32 << 20));
     let superblock = found.copies[0].unwrap();
@@ -85,17 +86,31 @@ fn a_fresh_replica_is_up_to_date_at_the_beginning() {
 fn nothing_is_overwritten_without_force() {
     let dir = tempfile::tempdir().unwrap();
     let options = options(dir.path());
-    let first = create(&options, false).unwrap();
-    let error = create(&options, false).unwrap_err().to_string();
+    let first = create(&options, Content::Any, false).unwrap();
+    let error = create(&options, Content::Any, false).unwrap_err().to_string();
     assert!(error.contains("already holds volume") && error.contains("of node alpha; --force"), "{error}");
-    assert_ne!(create(&options, true).unwrap().replica, first.replica);
+    assert_ne!(create(&options, Content::Any, true).unwrap().replica, first.replica);
 
     std::fs::remove_file(&options.journal).unwrap();
     std::fs::write(&options.disk, "somebody's data").unwrap();
-    let error = create(&options, false).unwrap_err().to_string();
+    let error = create(&options, Content::Any, false).unwrap_err().to_string();
     assert!(error.contains("is not empty"), "{error}");
     assert_eq!(std::fs::read(&options.disk).unwrap(), b"somebody's data");
     assert!(!options.journal.exists(), "what was made on the way is gone again");
+}
+
+#[test]
+fn a_seed_is_kept_and_counts_for_nothing_yet() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = options(dir.path());
+    let seed = vec![7; usize::try_from(options.size_bytes).unwrap()];
+    std::fs::write(&options.disk, &seed).unwrap();
+    create(&options, Content::Seed, false).unwrap();
+    assert!(std::fs::read(&options.disk).unwrap() == seed);
+    let superblock = inspect(&options.journal, 10).unwrap().copies[0].unwrap();
+    assert_eq!((superblock.disk_state, superblock.data_base), (DiskState::Inconsistent, None));
+    let summed = VolumeOptions { checksums: true, ..options };
+    assert!(create(&summed, Content::Seed, true).unwrap_err().to_string().contains("without --seeded"));
 }
 
 #[test]
@@ -103,11 +118,13 @@ fn impossible_sizes_are_refused_before_anything_is_written() {
     let dir = tempfile::tempdir().unwrap();
     let good = options(dir.path());
     let small = VolumeOptions { journal_bytes: 4 << 20, ..good.clone() };
-    assert!(create(&small, false).unwrap_err().to_string().contains("is too small for this volume"));
+    assert!(
+        create(&small, Content::Any, false).unwrap_err().to_string().contains("is too small for this volume")
+    );
     let odd = VolumeOptions { size_bytes: (64 << 20) + 512, block_bytes: 4096, ..good.clone() };
-    assert!(create(&odd, false).unwrap_err().to_string().contains("blocks are 512 or 4096"));
+    assert!(create(&odd, Content::Any, false).unwrap_err().to_string().contains("blocks are 512 or 4096"));
     let same = VolumeOptions { disk: good.journal.clone(), ..good.clone() };
-    assert!(create(&same, false).unwrap_err().to_string().contains("are the same"));
+    assert!(create(&same, Content::Any, false).unwrap_err().to_string().contains("are the same"));
     assert!(!good.journal.exists() && !good.disk.exists());
 }
 
@@ -116,7 +133,7 @@ fn what_does_not_belong_together_does_not_start() {
     let dir = tempfile::tempdir().unwrap();
     let good = options(dir.path());
     assert!(refusal(&good).contains("does not exist"));
-    create(&good, false).unwrap();
+    create(&good, Content::Any, false).unwrap();
     type Change<'c> = &'c dyn Fn(&mut VolumeOptions);
     let with = |change: Change<'_>| {
         let mut options = good.clone();
@@ -144,7 +161,7 @@ fn what_does_not_belong_together_does_not_start() {
 fn another_disk_or_a_cut_one_is_found_out() {
     let dir = tempfile::tempdir().unwrap();
     let options = options(dir.path());
-    create(&options, false).unwrap();
+    create(&options, Content::Any, false).unwrap();
     std::fs::copy(&options.disk, dir.path().join("copy")).unwrap();
     std::fs::rename(&options.disk, dir.path().join("original")).unwrap();
     std::fs::rename(dir.path().join("copy"), &options.disk).unwrap();
@@ -163,10 +180,10 @@ fn another_disk_or_a_cut_one_is_found_out() {
 fn a_second_process_for_the_same_replica_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let options = options(dir.path());
-    create(&options, false).unwrap();
+    create(&options, Content::Any, false).unwrap();
     let volume = open(options.clone()).unwrap();
     assert!(refusal(&options).contains("is in use by another process"));
-    assert!(create(&options, true).is_err(), "not even force overwrites what is in use");
+    assert!(create(&options, Content::Any, true).is_err(), "not even force overwrites what is in use");
     assert!(inspect(&options.journal, 10).unwrap().in_use);
     volume.stop();
     volume.wait().unwrap();
@@ -180,7 +197,7 @@ fn a_second_process_for_the_same_replica_is_refused() {
 fn a_port_in_use_is_named_and_nothing_is_left_locked() {
     let dir = tempfile::tempdir().unwrap();
     let options = options(dir.path());
-    create(&options, false).unwrap();
+    create(&options, Content::Any, false).unwrap();
     let taken = std::net::TcpListener::bind(options.listen).unwrap();
     let text = refusal(&options);
     assert!(text.contains("cannot listen for peers") && text.contains("in use"), "{text}");
@@ -194,7 +211,7 @@ fn a_port_in_use_is_named_and_nothing_is_left_locked() {
 fn inspecting_hostile_bytes_never_panics() {
     let dir = tempfile::tempdir().unwrap();
     let options = options(dir.path());
-    create(&options, false).unwrap();
+    create(&options, Content::Any, false).unwrap();
     let journal = std::fs::File::options().read(true).write(true).open(&options.journal).unwrap();
     let layout = inspect(&options.journal, 1).unwrap().layout.unwrap().unwrap();
     let mut state = 1u64;
@@ -252,7 +269,7 @@ fn frame(superblock: &Superblock, after: &LogPoint, cuts: u64) -> (Vec<u8>, LogP
 fn inspection_shows_the_log_that_a_start_would_find() {
     let dir = tempfile::tempdir().unwrap();
     let options = options(dir.path());
-    create(&options, false).unwrap();
+    create(&options, Content::Any, false).unwrap();
     let journal = std::fs::File::options().read(true).write(true).open(&options.journal).unwrap();
     let found = inspect(&options.journal, 10).unwrap();
     let (layout, mut superblock) = (found.layout.unwrap().unwrap(), found.copies[0].unwrap());
@@ -299,7 +316,7 @@ fn inspection_shows_the_log_that_a_start_would_find() {
 fn a_superblock_copy_that_is_older_is_no_damage() {
     let dir = tempfile::tempdir().unwrap();
     let options = options(dir.path());
-    create(&options, false).unwrap();
+    create(&options, Content::Any, false).unwrap();
     let sound = inspect(&options.journal, 1).unwrap().copies[0].unwrap();
     let sequence = |sequence| Superblock { sequence, ..sound }.encode();
     let (older, newer) = (sequence(7), sequence(8));
