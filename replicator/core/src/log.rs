@@ -386,6 +386,17 @@ impl Log {
         from.max(self.written)
     }
 
+    /// Takes the memory of the newest frame that [`Self::release_journaled`] would release.
+    pub fn release_newest(&mut self) -> Option<Buffer> {
+        for number in (self.first_unapplied()..self.written).rev() {
+            let frame = self.frame_mut(number).expect("a frame stays until it is applied");
+            if frame.holds == 0 && frame.buffer.is_some() {
+                return frame.buffer.take();
+            }
+        }
+        None
+    }
+
     /// Forgets the frames at the front that are applied and hold no memory.
     fn drop_done(&mut self) {
         let applied = self.applied.ring_offset;

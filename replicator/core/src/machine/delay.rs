@@ -13,7 +13,6 @@
 //! for it; to a reign that begins here, to a resync, and to giving up the data here. It says only when, never whether.
 
 use super::Machine;
-use super::apply::give_back;
 use crate::disk::superblock::DiskState;
 use crate::log::Frame;
 use crate::status::DelayStatus;
@@ -131,18 +130,6 @@ impl Machine {
 
     fn delay_share_bytes(&self) -> u64 {
         self.log.layout.ring_bytes / 8 * SHARE_EIGHTHS
-    }
-
-    /// Frames from `number` on lie in the journal and are not to be applied soon: the memory they came in is others' again.
-    pub(super) fn release_waiting(&mut self, number: u64) {
-        let Self { log, pool, apply, .. } = self;
-        let from = self.released.max(number);
-        let to = log.release_journaled(from, |buffer| give_back(pool, apply, buffer));
-        if to > from {
-            self.released = to;
-            // Until all of it is applied, not everything unapplied is in memory.
-            self.recovered_end = self.recovered_end.max(self.log.journaled());
-        }
     }
 
     pub(super) fn delay_status(&self) -> Option<DelayStatus> {

@@ -54,6 +54,7 @@ mod promote;
 mod proof;
 mod push;
 mod read;
+mod release;
 mod replay;
 mod replicas;
 mod report;
@@ -659,13 +660,7 @@ impl Machine {
         let bytes = envelope.body_bytes as usize;
         // A frame is whole pages; what is not will be refused when it is decoded, but has to go somewhere.
         let bytes = bytes.max(FRAME_HEADER_BYTES);
-        // Some pages stay free for marks: without them nothing that came could be applied and freed.
-        let room =
-            self.pool.free_pages() as usize > bytes.div_ceil(PAGE_BYTES) + self.pool.pages() as usize / 16;
-        if !self.parked.is_empty() || !room {
-            return None;
-        }
-        self.pool.take(bytes)
+        if self.parked.is_empty() { self.take_for_frame(bytes) } else { None }
     }
 
     /// Memory of the arena for the driver (reads of clients). Some is always left for frames.

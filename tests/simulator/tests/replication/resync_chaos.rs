@@ -168,6 +168,12 @@ fn a_mark_is_not_written_where_entries_lie_whose_cut_is_not_stored() {
     run(22_059, &setup(), POWER_LOSSES, 4000);
 }
 
+/// The frame that carried the mark that everything waited for was large, and free memory lay in pieces.
+#[test]
+fn what_waits_for_a_mark_makes_room_for_the_frame_that_brings_it() {
+    run(22_007, &setup(), POWER_LOSSES, 4000);
+}
+
 #[test]
 fn resyncs_under_power_losses_lose_nothing_flushed() {
     let faults = POWER_LOSSES;
