@@ -11,20 +11,23 @@ use crate::target;
 pub(crate) fn run(arguments: &CreateArgs) -> Result<()> {
     let (cluster, node) = target::node(&arguments.node)?;
     let options = cluster.volume_options(&node.name, &arguments.volume)?;
-    let content = match (arguments.seeded, arguments.zeroed) {
-        (true, _) => Content::Seed,
-        (_, true) => Content::Zeros,
+    let content = match arguments {
+        CreateArgs { seeded: true, .. } => Content::Seed,
+        CreateArgs { zeroed: true, .. } => Content::Zeros,
+        CreateArgs { adopt: true, .. } => Content::Adopted,
         _ => Content::Any,
     };
     let created = replicator::create(&options, content, arguments.force)
         .with_context(|| format!("the replica of {} on {} is not created", options.name, node.name))?;
-    let seeded = if arguments.seeded {
-        "; what the disk has is compared with the primary's before it counts"
-    } else {
-        ""
+    let kept = match content {
+        Content::Seed => "; what the disk has is compared with the primary's before it counts",
+        Content::Adopted => {
+            "; what the disk has is the volume's data: promote this replica, the others follow it"
+        }
+        Content::Any | Content::Zeros => "",
     };
     print(&format!(
-        "created the replica of {} on node {}: {} on {}, journal of {} on {}{seeded}",
+        "created the replica of {} on node {}: {} on {}, journal of {} on {}{kept}",
         options.name,
         node.name,
         human_bytes(created.size_bytes),

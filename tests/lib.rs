@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
 
 /// How long anything may take before a test fails.
@@ -98,6 +98,29 @@ impl Sandbox {
         Self { child, folder, nodes, restarted: Vec::new() }
     }
 
+    /// Starts one in which node b is no member and applies late.
+    ///
+    /// # Panics
+    /// If it does not get ready.
+    #[must_use]
+    pub fn start_delayed(delay: &str) -> Self {
+        let mut sandbox =
+            Self::start(&["--size", "16M", "--journal-size", "32M", "--on-peer-loss", "continue"]);
+        sandbox.wait_level(0);
+        sandbox.kill(1);
+        wait_for("b to be taken out of the set", || {
+            let status = sandbox.status(0)?;
+            (status["record"]["in_sync"].as_array()?.len() == 1).then_some(())
+        });
+        let text = std::fs::read_to_string(sandbox.config()).expect("it is kept");
+        let at = text.find("[[volume.replica]]\nnode = \"b\"").expect("b has a replica");
+        let (before, after) = text.split_at(at + "[[volume.replica]]\n".len());
+        let text = format!("{before}apply-delay = \"{delay}\"\n{after}");
+        std::fs::write(sandbox.config(), text).expect("it is written");
+        sandbox.restart(1);
+        sandbox
+    }
+
     /// The configuration file of all nodes.
     #[must_use]
     pub fn config(&self) -> PathBuf {
@@ -109,11 +132,25 @@ impl Sandbox {
     /// # Panics
     /// If it is not there.
     pub fn kill(&mut self, node: usize) {
+        self.end(node, Signal::KILL);
+    }
+
+    /// Stops the process of a node in order, and waits for its end.
+    ///
+    /// # Panics
+    /// If it is not there, or does not end.
+    pub fn terminate(&mut self, node: usize) {
+        self.end(node, Signal::TERM);
         let pid = Pid::from_raw(self.nodes[node].pid).expect("a process id");
-        kill_process(pid, Signal::KILL).expect("the process is there");
+        wait_for("the process to end", || test_kill_process(pid).is_err().then_some(()));
+    }
+
+    fn end(&mut self, node: usize, signal: Signal) {
+        let pid = Pid::from_raw(self.nodes[node].pid).expect("a process id");
+        kill_process(pid, signal).expect("the process is there");
         for child in &mut self.restarted {
             if child.id() == u32::try_from(self.nodes[node].pid).expect("a process id") {
-                child.wait().expect("it was killed");
+                child.wait().expect("it was told to end");
             }
         }
     }
@@ -246,6 +283,12 @@ fn node_of(value: &Value) -> Node {
         disk: text("disk").into(),
         journal: text("journal").into(),
     }
+}
+
+/// All that a command said.
+#[must_use]
+pub fn said(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 /// Runs the `holdfast` command to its end.

@@ -9,13 +9,13 @@ use replicator_core::config::Protocol;
 use replicator_core::disk::layout::{Layout, SUPERBLOCK_AT, SUPERBLOCK_BYTES, map_bytes_of};
 use replicator_core::disk::superblock::{self, DiskState, LogPoint, Record, Superblock};
 use replicator_core::event::Errno;
-use replicator_core::units::NodeSet;
+use replicator_core::units::{Chain, NodeSet, ReignId};
 
 use crate::device::{Device, Kind, io_error};
 use crate::error::{CreateError, Purpose};
 use crate::names::NodeNames;
 use crate::options::VolumeOptions;
-use crate::{auth, clock};
+use crate::{adopt, auth, clock};
 
 /// What was made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,11 +44,20 @@ pub enum Content {
     Zeros,
     /// A copy of the volume that was made by hand: it is kept, and compared with the Primary's before it counts.
     Seed,
+    /// The data of the volume: it is kept and counts, and all other replicas are brought level from it.
+    Adopted,
+}
+
+impl Content {
+    /// Whether the disk stays as it is.
+    fn is_kept(self) -> bool {
+        matches!(self, Self::Seed | Self::Adopted)
+    }
 }
 
 /// Makes a replica of the volume for this node, UpToDate at position 0 with a disk of zeros: fresh replicas of one
 /// volume are equal by construction. What already holds a replica, or any bytes, is overwritten only with `force`. A seed is
-/// kept, and the replica Inconsistent until it has been compared.
+/// kept, and the replica Inconsistent until it has been compared; what is adopted is kept, and its replica is the only member.
 ///
 /// # Errors
 /// Whatever keeps it from being made; checks come before the first write.
@@ -57,8 +66,8 @@ pub fn create(options: &VolumeOptions, content: Content, force: bool) -> Result<
     if ![512, 4096].contains(&block_bytes) || !size_bytes.is_multiple_of(u64::from(block_bytes)) {
         return Err(CreateError::Block { size_bytes, block_bytes });
     }
-    if content == Content::Seed && options.checksums {
-        return Err(CreateError::SeedSums);
+    if content.is_kept() && options.checksums {
+        return Err(CreateError::KeptSums);
     }
     let (journal, journal_made) = Device::open_or_create(&options.journal, Purpose::Journal)?;
     let mut made = Made::default();
@@ -85,7 +94,11 @@ fn make(
         Kind::Block => journal.size_bytes(),
     };
     let layout = Layout::with(options.size_bytes, journal_bytes, options.checksums)?;
-    check_journal(&journal, &options.names(), force)?;
+    let old = check_journal(&journal, &options.names(), force)?;
+    let old = old.filter(|old| content == Content::Adopted && old.volume == options.core.volume);
+    if let Some(old) = &old {
+        adopt::check_exact(&options.journal, old)?;
+    }
     check_disk(&disk, options.size_bytes, content, force)?;
 
     // The old superblock goes first: from here on there is no half-made replica, only none.
@@ -94,13 +107,18 @@ fn make(
         move |error: Errno| CreateError::System { path, action, source: io_error(error) }
     };
     journal.reset(journal_bytes, true).map_err(failed(&options.journal, "zero it"))?;
-    let is_ready = content == Content::Seed || (content == Content::Zeros && disk.kind() == Kind::Block);
+    let is_ready = content.is_kept() || (content == Content::Zeros && disk.kind() == Kind::Block);
     let ready = if is_ready { disk.sync() } else { disk.reset(options.size_bytes, false) };
     ready.map_err(failed(&options.disk, "zero it"))?;
     let mut superblock = fresh_superblock(options, &disk, journal_bytes)?;
-    if content == Content::Seed {
+    match content {
         // Complete for nothing, as far as anybody knows.
-        superblock.disk_state = DiskState::Inconsistent;
+        Content::Seed => superblock.disk_state = DiskState::Inconsistent,
+        Content::Adopted => {
+            let (reign, chain) = (ReignId(random(&options.journal)?), Chain(random(&options.journal)?));
+            superblock = adopt::adopted(superblock, old.as_ref(), reign, chain);
+        }
+        Content::Any | Content::Zeros => {}
     }
     for offset in SUPERBLOCK_AT {
         let write = journal.write_at(offset, &superblock.encode()).and_then(|()| journal.sync());
@@ -123,25 +141,33 @@ fn make(
     })
 }
 
-/// Whether the journal may be overwritten.
-fn check_journal(journal: &Device, names: &NodeNames, force: bool) -> Result<(), CreateError> {
-    if force || journal.size_bytes() == 0 {
-        return Ok(());
+/// Whether the journal may be overwritten, and what replica it belongs to.
+fn check_journal(
+    journal: &Device,
+    names: &NodeNames,
+    force: bool,
+) -> Result<Option<Superblock>, CreateError> {
+    if journal.size_bytes() == 0 {
+        return Ok(None);
     }
     let mut copies = [[0; SUPERBLOCK_BYTES]; 2];
     for (offset, copy) in SUPERBLOCK_AT.into_iter().zip(&mut copies) {
         // What is too short or cannot be read is no superblock; the check for bytes follows.
         let _ = journal.read_at(offset, copy);
     }
-    if let Ok((found, _)) = superblock::choose([&copies[0], &copies[1]]) {
-        let (path, volume) = (journal.path().to_owned(), found.volume.0);
-        return Err(CreateError::Replica { path, volume, node: names.of(found.node) });
+    match superblock::choose([&copies[0], &copies[1]]) {
+        Ok((found, _)) if force => Ok(Some(found)),
+        Ok((found, _)) => {
+            let (path, volume) = (journal.path().to_owned(), found.volume.0);
+            Err(CreateError::Replica { path, volume, node: names.of(found.node) })
+        }
+        Err(_) if force => Ok(None),
+        Err(_) => check_blank(journal, Purpose::Journal).map(|()| None),
     }
-    check_blank(journal, Purpose::Journal)
 }
 
 fn check_disk(disk: &Device, size_bytes: u64, content: Content, force: bool) -> Result<(), CreateError> {
-    let keeps = content == Content::Seed;
+    let keeps = content.is_kept();
     if (disk.kind() == Kind::Block || keeps) && disk.size_bytes() < size_bytes {
         return Err(CreateError::DiskSmall {
             path: disk.path().to_owned(),
@@ -189,11 +215,7 @@ fn fresh_superblock(
     disk: &Device,
     journal_bytes: u64,
 ) -> Result<Superblock, CreateError> {
-    let replica = auth::random().map(u128::from_le_bytes).map_err(|error| CreateError::System {
-        path: options.journal.clone(),
-        action: "make a random identity",
-        source: io::Error::other(error),
-    })?;
+    let replica = random(&options.journal)?;
     let followed = options.core.peers.iter().filter(|peer| peer.protocol == Protocol::A);
     let peers = options.core.peers.iter().map(|peer| peer.node);
     let all = peers.fold(NodeSet::only(options.core.node), NodeSet::with);
@@ -222,6 +244,15 @@ fn fresh_superblock(
         sums: options.checksums,
         bookmark_room: true,
         ..Superblock::default()
+    })
+}
+
+/// An identity that nobody else has.
+fn random(journal: &Path) -> Result<u128, CreateError> {
+    auth::random().map(u128::from_le_bytes).map_err(|error| CreateError::System {
+        path: journal.to_owned(),
+        action: "make a random identity",
+        source: io::Error::other(error),
     })
 }
 

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use replicator_core::command::AdminError;
 use replicator_core::disk::layout::LayoutError;
-use replicator_core::disk::superblock::SuperblockError;
+use replicator_core::disk::superblock::{DiskState, SuperblockError};
 use replicator_core::frame::FrameError;
 use replicator_core::recovery::RecoverError;
 use thiserror::Error;
@@ -325,12 +325,32 @@ pub enum CreateError {
         /// The first byte.
         offset: u64,
     },
-    /// A seed has no checksums.
+    /// What is kept has no checksums.
     #[error(
-        "this volume's replicas keep checksums, and of a copy that was made by hand nothing is known: create this replica \
-         without --seeded, or with checksums = \"off\""
+        "this volume's replicas keep checksums, and of what lies on the disk none are known: create this replica without \
+         --seeded or --adopt, or with checksums = \"off\""
     )]
-    SeedSums,
+    KeptSums,
+    /// What is adopted is not whole.
+    #[error(
+        "the replica in {path} is {state} or suspect: its disk is a mix of moments; adopt another one, or let it be \
+         brought level first"
+    )]
+    AdoptIncomplete {
+        /// The journal.
+        path: PathBuf,
+        /// Of the replica.
+        state: DiskState,
+    },
+    /// What is adopted may show more than one moment.
+    #[error(
+        "the replica in {path} was not stopped in order: its disk may show half of what it was applying; start its \
+         replicator, and stop it with a signal (`systemctl stop`), then try again"
+    )]
+    AdoptUnclean {
+        /// The journal.
+        path: PathBuf,
+    },
     /// The disk is too small.
     #[error("disk {path} has {found_bytes} bytes, the volume needs {volume_bytes}")]
     DiskSmall {

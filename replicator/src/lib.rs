@@ -6,6 +6,7 @@
 //!
 //! All `unsafe` of the data path lies in `ring`.
 
+mod adopt;
 mod arena;
 mod auth;
 pub mod branch;

@@ -20,6 +20,9 @@ pub(crate) struct CreateArgs {
     /// The disk is all zeros already: a block device is read to see, and not written
     #[arg(long, conflicts_with = "seeded")]
     pub(crate) zeroed: bool,
+    /// Keep what the disk holds and make it the volume's data: the other replicas are brought level from it
+    #[arg(long, conflicts_with_all = ["seeded", "zeroed"])]
+    pub(crate) adopt: bool,
 }
 
 /// Arguments of `move-journal`.

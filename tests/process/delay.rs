@@ -1,33 +1,11 @@
 //! A replica that applies late, as an operator sees it: what was written over is had from it, and it is never a member.
 
-use std::process::{Command, Output};
+use std::process::Command;
 use std::time::Duration;
 
-use holdfast_tests::{Client, Sandbox, run, wait_for};
+use holdfast_tests::{Client, Sandbox, run, said, wait_for};
 
 const BLOCK: usize = 4096;
-
-fn said(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
-/// A sandbox in which node b applies late from now on.
-fn delayed(delay: &str) -> Sandbox {
-    let mut sandbox =
-        Sandbox::start(&["--size", "16M", "--journal-size", "32M", "--on-peer-loss", "continue"]);
-    sandbox.wait_level(0);
-    sandbox.kill(1);
-    wait_for("b to be taken out of the set", || {
-        let status = sandbox.status(0)?;
-        (status["record"]["in_sync"].as_array()?.len() == 1).then_some(())
-    });
-    let text = std::fs::read_to_string(sandbox.config()).unwrap();
-    let at = text.find("[[volume.replica]]\nnode = \"b\"").expect("b has a replica");
-    let (before, after) = text.split_at(at + "[[volume.replica]]\n".len());
-    std::fs::write(sandbox.config(), format!("{before}apply-delay = \"{delay}\"\n{after}")).unwrap();
-    sandbox.restart(1);
-    sandbox
-}
 
 fn write(sandbox: &Sandbox, byte: u8) {
     let mut client = wait_for("the export to open", || Client::connect(&sandbox.nodes[0].nbd_socket).ok());
@@ -48,7 +26,7 @@ fn frozen_block(sandbox: &Sandbox) -> u8 {
 
 #[test]
 fn what_was_written_over_by_mistake_is_had_from_a_delayed_replica() {
-    let mut sandbox = delayed("1h");
+    let mut sandbox = Sandbox::start_delayed("1h");
     write(&sandbox, 1);
     // What is said to the second means all of that second, and the entry after it comes in another one.
     let between = Command::new("date").args(["-u", "+%F %T"]).output().expect("date is there");
@@ -91,7 +69,7 @@ fn what_was_written_over_by_mistake_is_had_from_a_delayed_replica() {
 
 #[test]
 fn a_delayed_replica_that_is_promoted_has_everything() {
-    let mut sandbox = delayed("1h");
+    let mut sandbox = Sandbox::start_delayed("1h");
     write(&sandbox, 7);
     sandbox.kill(0);
     wait_for("b to be promoted", || {

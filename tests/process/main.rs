@@ -6,8 +6,9 @@
 //! rest, into `content`; of what a wrong start says, into `messages`; of bytes nobody
 //! should send, into `hostile`; of a client that is not ours, into `foreign`; of one that must prove who it is, into
 //! `nbd_tls`; of load balancers, monitoring and hooks, into `api`; of how a cluster is made, into
-//! `joining`; of keys that are rotated, into `keys`; of voters that come and go, into `voters`.
+//! `joining`; of disks that held data before Holdfast came, into `adopt`; of keys that are rotated, into `keys`; of voters that come and go, into `voters`.
 
+mod adopt;
 mod api;
 mod backup;
 mod content;

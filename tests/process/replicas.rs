@@ -4,7 +4,7 @@ use std::process::Output;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use holdfast_tests::{Client, Node, Sandbox, run, wait_for};
+use holdfast_tests::{Client, Node, Sandbox, run, said, wait_for};
 
 use crate::failover::Cluster;
 
@@ -13,10 +13,6 @@ const STRIDE: u64 = 64 << 10;
 
 fn reload(sandbox: &Sandbox, node: usize) -> Output {
     run(&["reload", "--control", &sandbox.nodes[node].control])
-}
-
-fn said(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 fn done(output: &Output, words: &str) {

@@ -2,13 +2,9 @@
 
 use std::process::{Command, Output};
 
-use holdfast_tests::{Client, Sandbox, run, wait_for};
+use holdfast_tests::{Client, Sandbox, run, said, wait_for};
 
 const DATA_BYTES: usize = 12 << 20;
-
-fn said(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
 
 fn create(sandbox: &Sandbox, more: &[&str]) -> Output {
     let config = sandbox.config();
@@ -35,8 +31,9 @@ fn of_a_disk_that_was_filled_by_hand_only_what_changed_since_is_sent() {
         Sandbox::start(&["--size", "32M", "--journal-size", "20M", "--on-peer-loss", "continue"]);
     sandbox.wait_level(0);
     let mut client = wait_for("the export to open", || Client::connect(&sandbox.nodes[0].nbd_socket).ok());
-    let data: Vec<u8> =
-        (0..DATA_BYTES / 4).flat_map(|n: usize| (n as u32).wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let data: Vec<u8> = (0..DATA_BYTES / 4)
+        .flat_map(|n: usize| (n as u32).wrapping_mul(2_654_435_761).to_le_bytes())
+        .collect();
     // Twice, so that the journal does not reach back to the beginning.
     for (n, piece) in data.chunks(1 << 20).enumerate().chain(data.chunks(1 << 20).enumerate()) {
         client.write_at((n as u64) << 20, piece).unwrap();

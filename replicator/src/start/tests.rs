@@ -3,7 +3,8 @@
 use std::os::unix::fs::FileExt;
 
 use replicator_core::config::{Config, OnPeerLoss, PeerConfig, Protocol};
-use replicator_core::disk::superblock::{Cut, DiskState, LogPoint};
+use replicator_core::disk::layout::SUPERBLOCK_AT;
+use replicator_core::disk::superblock::{Cut, DiskState, LogPoint, Superblock};
 use replicator_core::frame::{self, Entry, EntryKind, FrameHeader, LocalPart};
 use replicator_core::units::{Epoch, Incarnation, NodeId, NodeSet, ReignId, Sequence, VolumeId};
 
@@ -111,6 +112,55 @@ fn a_seed_is_kept_and_counts_for_nothing_yet() {
     assert_eq!((superblock.disk_state, superblock.data_base), (DiskState::Inconsistent, None));
     let summed = VolumeOptions { checksums: true, ..options };
     assert!(create(&summed, Content::Seed, true).unwrap_err().to_string().contains("without --seeded"));
+}
+
+fn superblock_of(options: &VolumeOptions) -> Superblock {
+    inspect(&options.journal, 10).unwrap().copies[0].unwrap()
+}
+
+#[test]
+fn what_is_adopted_is_kept_and_is_nobodys_equal() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = options(dir.path());
+    let data = vec![7; usize::try_from(options.size_bytes).unwrap()];
+    std::fs::write(&options.disk, &data).unwrap();
+    create(&options, Content::Adopted, false).unwrap();
+    assert!(std::fs::read(&options.disk).unwrap() == data);
+    let first = superblock_of(&options);
+    assert_eq!((first.disk_state, first.record.in_sync), (DiskState::UpToDate, NodeSet::only(NodeId(0))));
+    assert_eq!((first.promised, first.tail.position.sequence), (Epoch(1), Sequence(1)));
+
+    // Once more over itself: a later reign that nobody else knows.
+    create(&options, Content::Adopted, false).unwrap_err();
+    create(&options, Content::Adopted, true).unwrap();
+    let second = superblock_of(&options);
+    assert_eq!((second.promised, second.record.epoch), (Epoch(2), Epoch(2)));
+    assert_ne!(second.tail.chain, first.tail.chain);
+    assert!(std::fs::read(&options.disk).unwrap() == data);
+}
+
+#[test]
+fn a_disk_that_may_show_a_mix_is_not_adopted() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = options(dir.path());
+    create(&options, Content::Any, false).unwrap();
+    let changed = |change: &dyn Fn(&mut Superblock)| {
+        let mut superblock = superblock_of(&options);
+        superblock.sequence += 1;
+        change(&mut superblock);
+        let journal = std::fs::File::options().write(true).open(&options.journal).unwrap();
+        SUPERBLOCK_AT.into_iter().for_each(|at| journal.write_all_at(&superblock.encode(), at).unwrap());
+        create(&options, Content::Adopted, true).unwrap_err().to_string()
+    };
+    assert!(changed(&|superblock| superblock.clean = false).contains("not stopped in order"));
+    let frozen = |superblock: &mut Superblock| {
+        (superblock.clean, superblock.apply_limit) = (true, Sequence(3));
+    };
+    assert!(changed(&frozen).contains("not stopped in order"), "it is not at its limit");
+    let incomplete = |superblock: &mut Superblock| {
+        (superblock.apply_limit, superblock.disk_state) = (Sequence(0), DiskState::Inconsistent);
+    };
+    assert!(changed(&incomplete).contains("is Inconsistent or suspect"));
 }
 
 #[test]

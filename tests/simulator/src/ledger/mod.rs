@@ -18,7 +18,7 @@ use std::ops::Range;
 pub use delay::Clocks;
 use promises::Obligation;
 use replicator_core::disk::superblock::Superblock;
-use replicator_core::units::{Chain, NodeId, NodeSet, ReignId};
+use replicator_core::units::{Chain, Epoch, NodeId, NodeSet, ReignId};
 
 use crate::checker::STALE;
 use crate::disk::SECTOR;
@@ -124,6 +124,8 @@ struct Replica {
     due: HashMap<usize, u64>,
     /// It is brought level by blocks, or was in the stream under way.
     is_resynced: bool,
+    /// The newest epoch anywhere when it was last made anew: who still follows an earlier one may go by what it had.
+    wiped_in: Epoch,
 }
 
 /// Everything seen in one run.
@@ -187,6 +189,7 @@ impl Replica {
             clocks: Clocks::default(),
             due: HashMap::new(),
             is_resynced: false,
+            wiped_in: Epoch(0),
         }
     }
 }
@@ -233,9 +236,18 @@ impl Ledger {
 
     /// The disks of `x` are gone; it was made anew.
     pub fn recreated(&mut self, x: usize, superblock: &Superblock) {
-        let Replica { process, delay_ms, clocks, .. } = self.replicas[x];
-        let sectors = self.replicas[x].base.len();
-        self.replicas[x] = Replica { process, clocks, ..Replica::new(superblock, sectors, delay_ms) };
+        let newest = self.replicas.iter().map(|replica| replica.saved.record.epoch).max();
+        let old = &mut self.replicas[x];
+        let Replica { process, delay_ms, clocks, .. } = *old;
+        let mut before_cut = std::mem::take(&mut old.before_cut);
+        before_cut.extend(old.log.iter().map(|frame| (*frame, old.ever[*frame])));
+        *old = Replica {
+            process,
+            clocks,
+            before_cut,
+            wiped_in: newest.unwrap_or_default(),
+            ..Replica::new(superblock, old.base.len(), delay_ms)
+        };
         self.let_go(x);
     }
 
@@ -281,7 +293,8 @@ impl Ledger {
     /// What `p` may go by, a Primary or who follows one: the most that `r` ever had, or, if it left the reign of `p` for a
     /// later one, had when it did. What it said before may reach `p` after.
     fn told(&self, p: usize, r: usize, frame: usize) -> Level {
-        let (mine, theirs) = (self.replicas[p].saved.record.epoch, self.replicas[r].saved.promised);
+        let left = self.replicas[r].saved.promised.max(self.replicas[r].wiped_in);
+        let (mine, theirs) = (self.replicas[p].saved.record.epoch, left);
         let had = self.replicas[r].before_cut.get(&frame).copied().filter(|_| theirs > mine);
         self.ever(r, frame).max(had.unwrap_or_default())
     }

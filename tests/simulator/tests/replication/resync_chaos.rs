@@ -182,6 +182,13 @@ fn resyncs_under_power_losses_lose_nothing_flushed() {
     swarm("resync and power, three nodes", 23_000..23_006, &freeze, faults);
 }
 
+/// Failed once: who follows an older reign still goes by what a member had before it was made anew.
+#[test]
+fn a_former_member_that_was_made_anew_had_what_it_said() {
+    let three = Setup { nodes: 3, on_peer_loss: OnPeerLoss::Continue, ..setup() };
+    run(22_036, &three, POWER_LOSSES, 4000);
+}
+
 /// Failed once: large writes that a held range held back had all the memory that its item waited for.
 #[test]
 fn resync_seeds_that_failed_once() {
