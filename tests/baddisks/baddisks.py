@@ -107,13 +107,24 @@ class Test:
         self.nodes.start("replicator", primary)
         return self.judge()
 
+    def client(self):
+        """A connection to the export, which opens a moment after the node is known as the primary."""
+        def opened():
+            client = Nbd(self.nodes.socket(self.nodes.wait_well(60)["primary"]), 30)
+            try:
+                client.open()
+            except OSError:
+                client.close()
+                return None
+            return client
+
+        return wait_until(opened, "the export to open", 30)
+
     def all_power_fails(self):
         """Nobody is left who has it in memory: what was flushed must be there, what was not may be."""
         self.judge()
         self.clients.stop()
-        primary = self.nodes.wait_well()["primary"]
-        client = Nbd(self.nodes.socket(primary), 30)
-        client.open()
+        client = self.client()
         for slot in range(SLOTS):
             client.write(slot * BLOCK, stamped(FLUSHED + slot))
         client.flush()
@@ -121,8 +132,7 @@ class Test:
             client.write(slot * BLOCK, stamped(LATER + slot))
         client.close()
         self.cut(list(DATA))
-        client = Nbd(self.nodes.socket(self.nodes.wait_well(60)["primary"]), 30)
-        client.open()
+        client = self.client()
         found = [value_of(client.read(slot * BLOCK, BLOCK)) for slot in range(SLOTS)]
         client.close()
         lost = [slot for slot in range(SLOTS) if found[slot] not in (FLUSHED + slot, LATER + slot)]
