@@ -48,6 +48,22 @@ def quantile(values, share):
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
 
 
+def said(nodes, since):
+    """All that the nodes have said from shortly before that moment on, with its time in seconds after it; the clocks are
+    those of this machine."""
+    offset = time.time() - time.monotonic() + since
+    events = {node: (nodes.cluster(node) or {"events": []})["events"] for node in NODES}
+    lines = [(event["at_unix_ms"] / 1000 - offset, node, event["text"]) for node in events for event in events[node]]
+    return sorted(line for line in lines if line[0] > -0.5)
+
+
+def phases_of(nodes, texts, since):
+    """When each of these was first said after that moment, in seconds."""
+    lines = [line for line in said(nodes, since) if line[0] > -0.002]
+    first = {name: next((at for at, _, line in lines if text in line), None) for name, text in texts.items()}
+    return {name: at for name, at in first.items() if at is not None}
+
+
 class Bench:
     def __init__(self, shop, options):
         self.options = options
@@ -86,19 +102,6 @@ class Bench:
         since = time.monotonic() if since is None else since
         return wait_until(lambda: self.clients.last_answer(since), "a write to be acknowledged", seconds, every=0.005)
 
-    def events(self, texts, since):
-        """When each of these was first said in the log of a node after that moment, in seconds after it; the clocks are
-        those of this machine."""
-        found = {}
-        offset = time.time() - time.monotonic()
-        for node in NODES:
-            for event in (self.nodes.cluster(node) or {"events": []})["events"]:
-                at = event["at_unix_ms"] / 1000 - offset - since
-                for name, text in texts.items():
-                    if at > -0.002 and text in event["text"]:
-                        found[name] = min(found.get(name, at), at)
-        return found
-
     # --- the parts --------------------------------------------------------------------------------------------
 
     def kills(self):
@@ -116,11 +119,11 @@ class Bench:
             last = max(one.ended for one in self.clients.operations[-2000:]
                        if one.node == primary and one.ended and one.ended < first)
             epoch = before["epoch"] + 1
-            phases = self.events({"detect": f"{primary} is not heard", "agree": f"{other(primary)} follows",
-                                  "promote": f"begin epoch {epoch}: "}, last)
+            texts = {"detect": f"{primary} is not heard", "agree": f"{other(primary)} follows", "promote": f"begin epoch {epoch}: "}
+            phases = phases_of(self.nodes, texts, last)
             runs.append({"primary": primary, "led": leader == primary, "failover": first - last, **phases})
             if first - last > SLOW_SECONDS:
-                runs[-1]["seen"] = self._seen(last)
+                runs[-1]["seen"] = {"events": said(self.nodes, last), "looks": self.looks}
             self._progress("kill", number, self.options.runs, first - last)
             self.nodes.start_node(primary)
         self.nodes.wait_well(90)
@@ -140,13 +143,6 @@ class Bench:
         found = wait_until(first, "the other node to acknowledge", 60, every=0.01)
         self.looks = looks
         return found
-
-    def _seen(self, since):
-        """All that the nodes say of a run that took long."""
-        offset = time.time() - time.monotonic()
-        events = {node: (self.nodes.cluster(node) or {"events": []})["events"] for node in NODES}
-        times = [(event["at_unix_ms"] / 1000 - offset - since, node, event["text"]) for node in events for event in events[node]]
-        return {"events": sorted(time for time in times if time[0] > -0.5), "looks": self.looks}
 
     def _first_of(self, node, since):
         return min((one.ended for one in self.clients.operations[-2000:]

@@ -124,14 +124,14 @@ class Namespaces:
 class Nodes:
     """The processes. `replicator` and `orchestrator` are started, killed and stopped apart from each other."""
 
-    def __init__(self, shop, *, network=None, size="16MiB", journal="64MiB", orchestrator=None, volume=None, folder=None):
+    def __init__(self, shop, *, network=None, size="16MiB", journal="64MiB", orchestrator=None, volume=None, folder=None, more=""):
         self.shop = shop
         self.folder = pathlib.Path(folder or shop.folder)
         self.binary = holdfast_binary()
         self.network = network or Namespaces(shop)
         self.processes = {}
         self.config = self.folder / "holdfast.toml"
-        self.config.write_text(self._configuration(size, journal, orchestrator or {}, volume or {}))
+        self.config.write_text(self._configuration(size, journal, orchestrator or {}, volume or {}) + more)
         self.config.chmod(0o600)
         for node in DATA:
             run([self.binary, "create", VOLUME, "--config", self.config, "--node", node])
