@@ -328,6 +328,23 @@ fn what_recovery_left_unapplied_is_applied_though_what_comes_in_fills_the_memory
 }
 
 #[test]
+fn what_recovery_left_unapplied_is_read_back_and_applied_many_frames_at_a_time() {
+    let setup = Setup { journal_bytes: 96 << 20, checkpoint_bytes: 1 << 40, ..Setup::default() };
+    let mut world = serving(23, &setup);
+    const FRAMES: u64 = 200;
+    for _ in 0..FRAMES {
+        write_when_possible(&mut world, 5..7);
+        world.run_until("answered", |world| world.waiting() == 0);
+    }
+    world.kill(1);
+    world.start(1);
+    quiet(&mut world);
+    // One place was written in all of them, and a batch writes it once.
+    let writes = world.status(1).unwrap().counters.disk_writes;
+    assert!((1..=FRAMES / 20).contains(&writes), "{writes} writes of the disk for {FRAMES} frames");
+}
+
+#[test]
 fn what_a_lone_primary_acknowledged_just_before_its_death_is_a_fork_and_is_not_cut() {
     let mut world = serving(22, &Setup { on_peer_loss: OnPeerLoss::Continue, ..Setup::default() });
     load(&mut world, 10);
