@@ -26,8 +26,9 @@ pub(crate) fn run(arguments: &CreateArgs) -> Result<()> {
         }
         Content::Any | Content::Zeros => "",
     };
+    let moment = created.adopted.map(|position| format!(" (it is of {position})")).unwrap_or_default();
     print(&format!(
-        "created the replica of {} on node {}: {} on {}, journal of {} on {}{kept}",
+        "created the replica of {} on node {}: {} on {}, journal of {} on {}{kept}{moment}",
         options.name,
         node.name,
         human_bytes(created.size_bytes),

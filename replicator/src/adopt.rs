@@ -9,12 +9,19 @@ use replicator_core::units::{Chain, Epoch, NodeSet, Position, ReignId, Sequence}
 
 use crate::error::CreateError;
 
-/// Whether the disk under `old`, a replica of this volume, shows what the volume held at one moment.
+/// Whether the disk under `old`, a replica of this volume, shows what the volume held at one moment that somebody chose.
 ///
 /// # Errors
-/// It may show more than one moment: entries were being put in place when it ended, or blocks of a resync are.
-pub(crate) fn check_exact(journal: &Path, old: &Superblock) -> Result<(), CreateError> {
+/// It may show more than one moment: entries were being put in place when it ended, or blocks of a resync are. Or it is of
+/// another size, or goes on to later moments by itself.
+pub(crate) fn check_exact(journal: &Path, old: &Superblock, volume_bytes: u64) -> Result<(), CreateError> {
     let path = journal.to_owned();
+    if old.volume_bytes != volume_bytes {
+        return Err(CreateError::AdoptSize { path, found_bytes: old.volume_bytes, volume_bytes });
+    }
+    if old.apply_reach.is_some() && old.apply_limit == Sequence(0) {
+        return Err(CreateError::AdoptUnfrozen { path });
+    }
     if old.disk_state != DiskState::UpToDate || old.suspect {
         return Err(CreateError::AdoptIncomplete { path, state: old.disk_state });
     }

@@ -9,7 +9,7 @@ use replicator_core::config::Protocol;
 use replicator_core::disk::layout::{Layout, SUPERBLOCK_AT, SUPERBLOCK_BYTES, map_bytes_of};
 use replicator_core::disk::superblock::{self, DiskState, LogPoint, Record, Superblock};
 use replicator_core::event::Errno;
-use replicator_core::units::{Chain, NodeSet, ReignId};
+use replicator_core::units::{Chain, NodeSet, Position, ReignId};
 
 use crate::device::{Device, Kind, io_error};
 use crate::error::{CreateError, Purpose};
@@ -32,6 +32,8 @@ pub struct Created {
     pub journal_bytes: u64,
     /// Bytes of it that are the ring.
     pub ring_bytes: u64,
+    /// What the volume was at when its disk was adopted; `None` if that is no position.
+    pub adopted: Option<Position>,
 }
 
 /// What the disk of a new replica holds.
@@ -97,7 +99,7 @@ fn make(
     let old = check_journal(&journal, &options.names(), force)?;
     let old = old.filter(|old| content == Content::Adopted && old.volume == options.core.volume);
     if let Some(old) = &old {
-        adopt::check_exact(&options.journal, old)?;
+        adopt::check_exact(&options.journal, old, options.size_bytes)?;
     }
     check_disk(&disk, options.size_bytes, content, force)?;
 
@@ -138,6 +140,7 @@ fn make(
         journal: options.journal.clone(),
         journal_bytes,
         ring_bytes: layout.ring_bytes,
+        adopted: old.map(|old| old.applied_through.position),
     })
 }
 

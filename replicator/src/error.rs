@@ -331,6 +331,28 @@ pub enum CreateError {
          --seeded or --adopt, or with checksums = \"off\""
     )]
     KeptSums,
+    /// What is adopted is of another size.
+    #[error(
+        "the replica in {path} has {found_bytes} bytes, and the configuration says {volume_bytes}: write the size that it has \
+         into the configuration of all nodes"
+    )]
+    AdoptSize {
+        /// The journal.
+        path: PathBuf,
+        /// What the replica has.
+        found_bytes: u64,
+        /// What the configuration says.
+        volume_bytes: u64,
+    },
+    /// What is adopted goes on by itself.
+    #[error(
+        "the replica in {path} applies late, and is not frozen: what it shows is whatever was old enough when it stopped; \
+         start its replicator, and choose with `holdfast freeze-apply --at`"
+    )]
+    AdoptUnfrozen {
+        /// The journal.
+        path: PathBuf,
+    },
     /// What is adopted is not whole.
     #[error(
         "the replica in {path} is {state} or suspect: its disk is a mix of moments; adopt another one, or let it be \

@@ -139,6 +139,7 @@ mod tests {
     use replicator::options::Secret;
     use replicator::secrets::Secrets;
     use tokio::net::TcpListener;
+    use tokio::sync::Notify;
 
     use super::super::server::{Handler, serve};
     use super::*;
@@ -157,13 +158,14 @@ mod tests {
         }
     }
 
-    /// Lets each connection through after a while, and counts them.
-    async fn hold_back(listener: TcpListener, to: SocketAddr, wait: Duration, count: Arc<AtomicU32>) {
+    /// Lets each connection through when it is told to, and counts them.
+    async fn hold_back(listener: TcpListener, to: SocketAddr, gate: Arc<Notify>, count: Arc<AtomicU32>) {
         loop {
             let (mut near, _) = listener.accept().await.expect("it listens");
             count.fetch_add(1, Ordering::Relaxed);
+            let gate = Arc::clone(&gate);
             tokio::spawn(async move {
-                tokio::time::sleep(wait).await;
+                gate.notified().await;
                 let mut far = TcpStream::connect(to).await.expect("the server listens");
                 let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
             });
@@ -181,7 +183,8 @@ mod tests {
         let (to, at) = (server.local_addr().expect("it has one"), front.local_addr().expect("it has one"));
         let count = Arc::new(AtomicU32::new(0));
         tokio::spawn(serve(server, its.watch(), Arc::new(Empty)));
-        tokio::spawn(hold_back(front, to, Duration::from_millis(300), Arc::clone(&count)));
+        let gate = Arc::new(Notify::new());
+        tokio::spawn(hold_back(front, to, Arc::clone(&gate), Arc::clone(&count)));
         let (_links, link) = watch::channel(0);
         let (me, node) = (NodeId(0), NodeId(1));
         let address = Address { me, node, at: vec![at], link, keys: own.watch() };
@@ -189,6 +192,7 @@ mod tests {
         let within = Duration::from_millis(100);
         let first = peer.call(&Request::Identify, within).await;
         assert_eq!(first.err().map(|error| error.kind()), Some(io::ErrorKind::TimedOut));
+        gate.notify_one();
         // As often as it takes a slow machine, in the time of one attempt to connect.
         let mut answered = false;
         while !answered && count.load(Ordering::Relaxed) == 1 {

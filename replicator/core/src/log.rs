@@ -386,9 +386,9 @@ impl Log {
         from.max(self.written)
     }
 
-    /// Takes the memory of the newest frame that [`Self::release_journaled`] would release.
-    pub fn release_newest(&mut self) -> Option<Buffer> {
-        for number in (self.first_unapplied()..self.written).rev() {
+    /// Takes the memory of the newest frame that [`Self::release_journaled`] would release from number `from` on.
+    pub fn release_newest(&mut self, from: u64) -> Option<Buffer> {
+        for number in (from.max(self.first_unapplied())..self.written).rev() {
             let frame = self.frame_mut(number).expect("a frame stays until it is applied");
             if frame.holds == 0 && frame.buffer.is_some() {
                 return frame.buffer.take();

@@ -161,6 +161,14 @@ fn a_disk_that_may_show_a_mix_is_not_adopted() {
         (superblock.apply_limit, superblock.disk_state) = (Sequence(0), DiskState::Inconsistent);
     };
     assert!(changed(&incomplete).contains("is Inconsistent or suspect"));
+    let late = |superblock: &mut Superblock| {
+        (superblock.disk_state, superblock.apply_reach) = (DiskState::UpToDate, Some(Sequence(3)));
+    };
+    assert!(changed(&late).contains("is not frozen"));
+    let grown = |superblock: &mut Superblock| {
+        (superblock.apply_reach, superblock.volume_bytes) = (None, superblock.volume_bytes / 2);
+    };
+    assert!(changed(&grown).contains("the configuration says"));
 }
 
 #[test]

@@ -50,6 +50,7 @@ pub enum Io {
     WriteDisk {
         token: Token,
         offset: u64,
+        span: Span,
         bytes: Vec<u8>,
     },
     ZeroDisk {
@@ -364,7 +365,7 @@ impl Node {
             Command::WriteDisk { token, offset, span } => {
                 let bytes = self.copy(span);
                 self.seen.push(Seen::DiskAsked { offset, bytes: bytes.clone() });
-                self.ios.push(Io::WriteDisk { token, offset, bytes });
+                self.ios.push(Io::WriteDisk { token, offset, span, bytes });
             }
             Command::ZeroDisk { token, offset, length, .. } => {
                 self.ios.push(Io::ZeroDisk { token, offset, length });
@@ -475,7 +476,14 @@ impl Node {
             Io::WriteDisk { token, .. } if self.disk_is_full => {
                 Event::DiskWritten { token, result: Err(Errno(28)) }
             }
-            Io::WriteDisk { token, offset, bytes } => {
+            Io::WriteDisk { token, offset, span, bytes } => {
+                // The device reads the memory when it likes.
+                if self.copy(span) != bytes {
+                    broken(
+                        "written-from-given-up-memory",
+                        format!("what goes to {offset} of the disk was overwritten"),
+                    );
+                }
                 self.disk.write(offset, &bytes);
                 Event::DiskWritten { token, result: Ok(()) }
             }
@@ -534,7 +542,7 @@ impl Node {
             }
             Io::ReadJournal { token, .. } => Event::JournalRead { token, result },
             Io::ReadDisk { token, .. } => Event::DiskRead { token, result },
-            Io::WriteDisk { token, offset, bytes } => {
+            Io::WriteDisk { token, offset, bytes, .. } => {
                 self.disk.tear(offset, &bytes, random);
                 Event::DiskWritten { token, result }
             }

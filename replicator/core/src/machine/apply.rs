@@ -14,6 +14,7 @@ use crate::event::{Errno, IoResult};
 use crate::extents::{Content, Extent};
 use crate::frame;
 use crate::limits::FRAME_ENTRIES_MAX;
+use crate::log::Frame;
 use crate::pool::Pool;
 use crate::units::{Buffer, Instant, Sequence, Span, Token};
 
@@ -78,6 +79,11 @@ impl Apply {
     /// Whether the disk shows what was applied, up to `applied`, and no part of what comes next.
     pub(super) fn is_settled(&self, applied: Sequence) -> bool {
         self.batch_end.is_none() && self.touched <= applied
+    }
+
+    /// The last frame of the batch that is being written.
+    pub(super) fn batch_end(&self) -> Option<u64> {
+        self.batch_end
     }
 
     /// Whether nothing is being written.
@@ -290,6 +296,9 @@ impl Machine {
     pub(super) fn finish_batch(&mut self) {
         self.apply.batch_sums = None;
         let end = self.apply.batch_end.take().expect("a batch was under way");
+        let in_memory = |frame: &Frame| frame.entries == 0 || frame.buffer.is_some();
+        let mut batch = (self.log.first_unapplied()..=end).filter_map(|number| self.log.frame(number));
+        assert!(batch.all(in_memory), "what a batch is written from is not given up");
         if self.apply.retry_at.take().is_some() {
             self.report(Report::DiskHasSpace);
         }

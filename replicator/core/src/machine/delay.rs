@@ -13,6 +13,7 @@
 //! for it; to a reign that begins here, to a resync, and to giving up the data here. It says only when, never whether.
 
 use super::Machine;
+use super::role::RoleState;
 use crate::disk::superblock::DiskState;
 use crate::log::Frame;
 use crate::status::DelayStatus;
@@ -54,11 +55,16 @@ impl Machine {
     /// Lets go whatever is old enough, or finds no room.
     pub(super) fn advance_delay(&mut self) {
         if self.config.apply_delay_ms == 0 {
-            return;
+            // What a delay has left behind counts no longer without it.
+            return self.set_reach(None);
         }
         self.set_times();
         if !self.is_delaying() {
             return self.set_reach(None);
+        }
+        if matches!(self.role, RoleState::Stopping { .. } | RoleState::Stopped) {
+            // Nothing more is let go: a disk that is left in order shows one moment.
+            return;
         }
         let first = self.delay.next.max(self.log.first_unapplied());
         self.delay.next = self.first_waiting(first, self.now, self.delay_share_bytes());
@@ -117,9 +123,10 @@ impl Machine {
         self.delay.untimed = self.log.next_number();
     }
 
-    /// The last entry that the delay lets be applied, if it counts.
+    /// The last entry that the delay lets be applied, if it counts. What the disk may show a part of does not wait.
     pub(super) fn delay_bound(&self) -> Option<Sequence> {
-        self.is_delaying().then(|| self.last_before(self.delay.next))
+        let next = self.delay.next.max(self.log.first_unapplied());
+        self.is_delaying().then(|| self.last_before(next).max(self.apply_end()))
     }
 
     /// When the next frame is old enough.

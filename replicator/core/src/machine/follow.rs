@@ -140,6 +140,8 @@ impl Machine {
         let number = self.log.next_number();
         self.delay.cut(number);
         self.released = self.released.min(number);
+        let reach = self.meta.current.apply_reach.map(|reach| reach.min(common));
+        self.meta.current.apply_reach = reach;
         self.meta.current.durable = self.meta.current.durable.min(common);
         self.recovered_end = self.recovered_end.min(common);
         self.committed = self.committed.min(common);

@@ -13,6 +13,7 @@ use alloc::format;
 use alloc::string::String;
 
 use super::Machine;
+use super::peer::LinkState;
 use super::role::RoleState;
 use crate::command::{Command, Report};
 use crate::disk::superblock::DiskState;
@@ -92,15 +93,22 @@ impl Machine {
             ));
         }
         if limit > sure {
-            return Err(format!(
-                "only entries up to {} are known stable here; ask again in a moment",
-                position(sure)
-            ));
+            return Err(self.not_sure(sure));
         }
         if limit == Sequence(0) {
             return Err(String::from("nothing was written by then"));
         }
         Ok(limit)
+    }
+
+    fn not_sure(&self, sure: Sequence) -> String {
+        let sure = self.persist.history.position_of(sure);
+        format!("only entries up to {sure} are known stable here; ask again in a moment")
+    }
+
+    fn is_following(&self) -> bool {
+        let mut links = self.peers.iter().filter_map(|peer| peer.link.as_ref());
+        links.any(|link| link.state == LinkState::Following)
     }
 
     /// Frames are applied as a whole.
@@ -130,14 +138,21 @@ impl Machine {
             ));
         }
         let frames = (log.first_unapplied()..).map_while(|number| log.frame(number));
-        let sure = frames.filter(|frame| frame.entries > 0).take_while(|frame| frame.last() <= sure);
         let mut limit = (log.applied_ms > 0).then_some(log.applied.position.sequence);
-        for frame in sure {
+        for frame in frames.filter(|frame| frame.entries > 0) {
             match frame.closed_ms {
                 0 => return Err(String::from(unknown)),
-                closed_ms if closed_ms > ms => break,
+                closed_ms if closed_ms > ms => return limit.ok_or_else(|| String::from(unknown)),
+                _ if frame.last() > sure => return Err(self.not_sure(sure)),
                 _ => limit = Some(frame.last()),
             }
+        }
+        if !self.is_following() {
+            return Err(format!(
+                "no primary is connected, and what was written by then may be missing here: the log here ends at {}; \
+                 choose a position",
+                log.head.position
+            ));
         }
         limit.ok_or_else(|| String::from(unknown))
     }

@@ -8,10 +8,11 @@ use crate::pool::Pool;
 use crate::units::{Buffer, PAGE_BYTES};
 
 impl Machine {
-    /// All frames from `number` on have long to wait.
+    /// All frames from `number` on have long to wait. What is being written is written from memory.
     pub(super) fn release_waiting(&mut self, number: u64) {
         let Self { log, pool, apply, .. } = self;
-        let from = self.released.max(number);
+        let written = apply.batch_end().map_or(0, |end| end + 1);
+        let from = self.released.max(number).max(written);
         let to = log.release_journaled(from, |buffer| give_back(pool, apply, buffer));
         if to > from {
             self.released = to;
@@ -29,7 +30,7 @@ impl Machine {
             if !self.waits_for_others() {
                 return None;
             }
-            let buffer = self.log.release_newest()?;
+            let buffer = self.log.release_newest(self.released)?;
             give_back(&mut self.pool, &mut self.apply, buffer);
             self.note_released();
         }

@@ -50,6 +50,10 @@ impl Ledger {
         if !counts || reigns || saved.yields || last <= saved.apply_limit.0 {
             return;
         }
+        // What the superblock says that the disk may show need not wait again.
+        if last <= replica.may_show {
+            return;
+        }
         let is_early = replica.due.get(&frame).is_some_and(|due| replica.clocks.instant < *due);
         let place = replica.place_of.get(&frame).and_then(|at| replica.places.get(at));
         let head = replica.places.values().map(|place| place.ring_offset + place.len).max();

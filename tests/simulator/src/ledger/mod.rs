@@ -119,6 +119,8 @@ struct Replica {
     force: bool,
     /// How old an entry is to be when it is applied.
     delay_ms: u64,
+    /// The last entry that the disk may have shown when the process started.
+    may_show: u64,
     clocks: Clocks,
     /// When frames are old enough, on the clock that never goes back.
     due: HashMap<usize, u64>,
@@ -186,6 +188,7 @@ impl Replica {
             void: false,
             force: false,
             delay_ms,
+            may_show: 0,
             clocks: Clocks::default(),
             due: HashMap::new(),
             is_resynced: false,
@@ -232,6 +235,11 @@ impl Ledger {
     /// From now on nothing that `x` promised counts.
     pub fn distrust(&mut self, x: usize) {
         self.replicas[x].void = true;
+    }
+
+    /// The configuration of `x` has another delay from its next start on.
+    pub fn set_delay(&mut self, x: usize, delay_ms: u64) {
+        self.replicas[x].delay_ms = delay_ms;
     }
 
     /// The disks of `x` are gone; it was made anew.

@@ -44,6 +44,8 @@ impl Ledger {
         self.note_reign(x, &old, superblock);
         self.replicas[x].process += 1;
         self.replicas[x].is_resynced = false;
+        // Without a word on that it may show all there was.
+        self.replicas[x].may_show = superblock.apply_reach.map_or(head.1, |reach| reach.0);
         (self.replicas[x].acked, self.replicas[x].envelopes) = ((0, 0), HashMap::new());
         if self.replicas[x].void {
             self.adopt(x, head);

@@ -49,6 +49,13 @@ impl World {
         self.ledger.recreated(node, &superblock);
     }
 
+    /// Its configuration has another delay.
+    pub fn set_delay(&mut self, node: usize, delay_ms: u64) {
+        assert!(!self.is_up(node), "it is read at the start");
+        self.nodes[node].config.apply_delay_ms = delay_ms;
+        self.ledger.set_delay(node, delay_ms);
+    }
+
     pub fn kill(&mut self, node: usize) {
         self.note(|| format!("n{node} is killed"));
         self.die(node, false);

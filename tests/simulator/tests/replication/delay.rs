@@ -1,5 +1,6 @@
 //! Replicas that apply late: what they hold, what they acknowledge, and how an older position is had from one.
 
+use holdfast_simulator::node::Io;
 use holdfast_simulator::world::{Setup, World};
 use replicator_core::command::AdminError;
 use replicator_core::event::{AdminAction, FreezeAt};
@@ -259,4 +260,30 @@ fn a_resync_lifts_the_delay_and_it_counts_again_after() {
     let (_, held) = (world.status(0).unwrap().head, content(&world, 0));
     moment(&mut world);
     assert!(content(&world, 1) == held, "what came after waits");
+}
+
+/// Failed once: nothing beyond what the delay had let go was applied any more, and a promotion never opened.
+#[test]
+fn a_replica_whose_delay_is_taken_out_applies_everything() {
+    let mut world = serving(1, &setup(HOUR_MS));
+    moment(&mut world);
+    world.kill(1);
+    world.set_delay(1, 0);
+    world.start(1);
+    quiet(&mut world);
+    assert_eq!(content(&world, 0), content(&world, 1));
+}
+
+/// Failed once: as soon as the delay counted again, what was being written gave up the memory it was written from.
+#[test]
+fn what_is_being_written_keeps_its_memory_when_the_delay_counts_again() {
+    let mut world = serving(1, &setup(HOUR_MS));
+    let (here, _) = moment(&mut world);
+    let id = world.ask(1, AdminAction::FreezeApply { at: FreezeAt::Position(here) });
+    world.run_until("it writes in place", |world| {
+        world.nodes[1].ios.iter().any(|io| matches!(io, Io::WriteDisk { .. }))
+    });
+    world.admin(1, AdminAction::Thaw).unwrap();
+    assert!(world.answer(1, id).is_some_and(|answer| answer.is_err()), "the freeze ended before it began");
+    moment(&mut world);
 }
